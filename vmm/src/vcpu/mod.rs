@@ -1,0 +1,5 @@
+//! vCPUs: what they see, how they start, how their state is saved.
+
+pub mod cpuid;
+pub mod entry;
+pub mod state;
