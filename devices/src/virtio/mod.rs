@@ -4,5 +4,8 @@
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
 pub mod device;
+pub mod mmio;
+pub mod queue_state;
 
 pub use device::{ActivateError, DeviceError, DeviceType, Memory, VirtioDevice};
+pub use queue_state::QueueState;
