@@ -6,6 +6,7 @@
 pub mod device;
 pub mod mmio;
 pub mod queue_state;
+pub mod mem;
 
 pub use device::{ActivateError, DeviceError, DeviceType, Memory, VirtioDevice};
 pub use queue_state::QueueState;
