@@ -8,6 +8,7 @@ pub mod device;
 pub mod drain;
 pub mod mmio;
 pub mod queue_state;
+pub mod rng;
 
 #[cfg(test)]
 pub(crate) mod testing;
