@@ -27,6 +27,10 @@ pub fn drain<'m>(
         while let Some(chain) = queue.iter(memory).map_err(broken)?.next() {
             progress = true;
             let head = chain.head_index();
+            if head >= queue.size() {
+                // Not a chain, and there would be no way to answer it.
+                return Err(broken(virtio_queue::Error::InvalidDescriptorIndex));
+            }
             let written = serve(chain)?;
             queue.add_used(memory, head, written).map_err(broken)?;
             used = true;

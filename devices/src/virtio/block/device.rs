@@ -139,6 +139,11 @@ impl Block {
         self.backend.as_mut()
     }
 
+    /// Takes the disk out, as when a fork builds a device of its own over what it inherited.
+    pub fn into_backend(self) -> Box<dyn BlockBackend> {
+        self.backend
+    }
+
     /// Puts another disk under the device, such as a fresh overlay on the old one frozen, and hands
     /// the old one back. The VM must stand still, and the new disk must read as the old one did.
     ///

@@ -15,6 +15,8 @@ pub mod device;
 pub mod request;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 pub use backend::{BlockBackend, MemoryBackend};
