@@ -3,10 +3,16 @@
 //! [`VirtioDevice`] is what a device model implements; the transport owns the queues, the status
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
+pub mod block;
 pub mod device;
+pub mod drain;
 pub mod mmio;
 pub mod queue_state;
 pub mod mem;
+pub mod rng;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use device::{ActivateError, DeviceError, DeviceType, Memory, VirtioDevice};
 pub use queue_state::QueueState;

@@ -103,6 +103,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
         &mut self.device
     }
 
+    /// Takes the device out, as when a fork builds a transport of its own around what it inherited.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// Whether the driver set DRIVER_OK and neither side gave up since.
     pub fn is_active(&self) -> bool {
         self.status.is_active()
