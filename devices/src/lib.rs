@@ -8,5 +8,6 @@
 pub mod interrupt;
 pub mod ioapic;
 pub mod virtio;
+pub mod vmgenid;
 
 pub use interrupt::Interrupt;
