@@ -7,6 +7,7 @@
 
 pub mod interrupt;
 pub mod ioapic;
+pub mod pvpanic;
 pub mod virtio;
 pub mod vmgenid;
 
