@@ -6,6 +6,9 @@
 //! from a saved state is untrusted: it becomes a typed value or an error in one place, never a panic.
 
 pub mod interrupt;
+pub mod ioapic;
+pub mod pvpanic;
 pub mod virtio;
+pub mod vmgenid;
 
 pub use interrupt::Interrupt;

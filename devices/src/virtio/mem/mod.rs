@@ -25,6 +25,8 @@ mod request;
 mod state;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
