@@ -47,3 +47,33 @@ pub fn drain<'m>(
     }
     Ok(used && queue.needs_notification(memory).map_err(broken)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::QueueState;
+
+    #[test]
+    fn a_ring_that_promises_a_chain_it_cannot_give_ends_the_loop() {
+        let state = QueueState {
+            max_size: 4,
+            size: 4,
+            ready: true,
+            event_idx: false,
+            descriptor_table: 0x4000,
+            // The index is the last two bytes of its page, and the entries' page was unplugged.
+            available_ring: 0x1ffc,
+            used_ring: 0x5000,
+            next_available: 0,
+            next_used: 0,
+        };
+        let mut queue = Queue::try_from(state).unwrap();
+        let memory =
+            Memory::from_ranges(&[(GuestAddress(0x1000), 0x1000), (GuestAddress(0x4000), 0x2000)]).unwrap();
+        memory.write_obj(1u16, GuestAddress(0x1ffe)).unwrap();
+        let outcome = drain(0, &mut queue, &memory, |_| Ok(0));
+        assert!(matches!(outcome, Err(DeviceError::Queue { index: 0, .. })));
+    }
+}

@@ -7,7 +7,7 @@
 //!
 //! - [`registers`]: an offset becomes a register or nothing.
 //! - [`status`]: the device status machine.
-//! - [`line`]: the interrupt status register together with the line it guards.
+//! - [`mod@line`]: the interrupt status register together with the line it guards.
 //! - [`transport`]: the above, wired to queues and a device.
 //! - [`state`]: the transport at rest, and what a restored one is checked for.
 
