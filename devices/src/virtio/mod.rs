@@ -3,6 +3,7 @@
 //! [`VirtioDevice`] is what a device model implements; the transport owns the queues, the status
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
+pub mod balloon;
 pub mod device;
 pub mod mem;
 
