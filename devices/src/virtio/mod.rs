@@ -4,6 +4,7 @@
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
 pub mod block;
+pub mod balloon;
 pub mod device;
 pub mod drain;
 pub mod mmio;
