@@ -5,8 +5,8 @@
 //! notifies it. Power-off and reset are the sleep control and reset registers of the FADT.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path, ResourceTemplate, Scope,
-    ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    ResourceTemplate, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -60,7 +60,15 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
-    let register = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    let register = |port: u16| {
+        GAS::new(
+            AddressSpace::SystemIo,
+            8,
+            0,
+            AccessSize::ByteAccess,
+            u64::from(port),
+        )
+    };
     let mut fadt = FADTBuilder::new(OEM, TABLE, 1)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -79,7 +87,12 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
 
 #[allow(clippy::cast_possible_truncation)] // Both addresses are constants below 4 GiB.
 fn madt(cpus: u8) -> MADT {
-    let mut madt = MADT::new(OEM, TABLE, 1, LocalInterruptController::Address(layout::LAPIC as u32));
+    let mut madt = MADT::new(
+        OEM,
+        TABLE,
+        1,
+        LocalInterruptController::Address(layout::LAPIC as u32),
+    );
     for cpu in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
     }
@@ -136,7 +149,14 @@ fn com1() -> Vec<u8> {
 fn pvpanic() -> Vec<u8> {
     let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
     // _STA: present, enabled, shown, functioning.
-    device("PEVT", &[&name("_HID", &"QEMU0001"), &resources(vec![&port]), &name("_STA", &0xFu8)])
+    device(
+        "PEVT",
+        &[
+            &name("_HID", &"QEMU0001"),
+            &resources(vec![&port]),
+            &name("_STA", &0xFu8),
+        ],
+    )
 }
 
 #[allow(clippy::cast_possible_truncation)] // An address in low RAM.
@@ -177,8 +197,7 @@ fn dsdt() -> Vec<u8> {
         sdt.append_slice(&device);
     }
     let sleep = Package::new(vec![&layout::S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO]);
-    let soft_off = name("_S5_", &sleep);
-    sdt.append_slice(&bytes_of(&Scope::new(Path::new("\\"), vec![&soft_off])));
+    sdt.append_slice(&bytes_of(&name("_S5_", &sleep)));
     sdt.as_slice().to_vec()
 }
 
@@ -198,7 +217,12 @@ mod tests {
         let table = |at: u64| {
             let length = u32::from_le_bytes(bytes(at + 4, 4).try_into().unwrap()) as usize;
             let table = bytes(at, length);
-            assert_eq!(table.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)), 0, "{:?}", &table[..4]);
+            assert_eq!(
+                table.iter().fold(0u8, |sum, b| sum.wrapping_add(*b)),
+                0,
+                "{:?}",
+                &table[..4]
+            );
             table
         };
         let u64_at = |table: &[u8], at: usize| u64::from_le_bytes(table[at..at + 8].try_into().unwrap());

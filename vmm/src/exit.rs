@@ -43,7 +43,10 @@ impl EndedSlot {
     /// # Errors
     /// When no event descriptor can be had.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { ended: Mutex::new(None), event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? })
+        Ok(Self {
+            ended: Mutex::new(None),
+            event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+        })
     }
 
     /// Records the end unless one is recorded already.

@@ -31,7 +31,10 @@ impl KvmKind {
             Self::Svm
         } else if let Ok(cpuinfo) = std::fs::read_to_string("/proc/cpuinfo") {
             // KVM built into the host kernel has no module directory of its vendor half.
-            let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+            let flags = cpuinfo
+                .lines()
+                .find(|line| line.starts_with("flags"))
+                .unwrap_or_default();
             match (flags.contains(" vmx"), flags.contains(" svm")) {
                 (true, _) => Self::Vmx,
                 (_, true) => Self::Svm,

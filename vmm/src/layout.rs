@@ -103,15 +103,11 @@ pub enum Slot {
     Mem = 1,
     /// virtio-vsock.
     Vsock = 2,
-    /// virtio-rng.
-    Rng = 3,
-    /// virtio-balloon (free page reporting).
-    Balloon = 4,
 }
 
 impl Slot {
     /// All of them, in order.
-    pub const ALL: [Slot; 5] = [Slot::Root, Slot::Mem, Slot::Vsock, Slot::Rng, Slot::Balloon];
+    pub const ALL: [Slot; 3] = [Slot::Root, Slot::Mem, Slot::Vsock];
 
     /// Guest-physical address of the device's registers.
     pub const fn mmio(self) -> u64 {
@@ -155,6 +151,6 @@ mod tests {
     fn a_register_address_names_its_device_and_others_name_none() {
         assert_eq!(Slot::at(Slot::Vsock.mmio() + 0x70), Some((Slot::Vsock, 0x70)));
         assert_eq!(Slot::at(VIRTIO_MMIO - 1), None);
-        assert_eq!(Slot::at(VIRTIO_MMIO + 5 * VIRTIO_MMIO_STRIDE), None);
+        assert_eq!(Slot::at(VIRTIO_MMIO + 9 * VIRTIO_MMIO_STRIDE), None);
     }
 }

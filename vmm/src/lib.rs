@@ -1,8 +1,22 @@
 //! One VM: guest memory, vCPUs, boot, ACPI, buses, save and restore, and the VM process.
+//!
+//! The floors inside: [`layout`], [`ram`], [`kvm`] at the bottom; [`memslots`], [`hotplug`],
+//! [`vcpu`], [`boot`], [`acpi`], [`irq`] on them; [`device_set`], [`bus`], [`io`] above; [`machine`]
+//! puts one together and pauses, saves and restores it.
 
 pub mod acpi;
 pub mod boot;
+pub mod bus;
+pub mod console;
+pub mod device_set;
+pub mod exit;
+pub mod hotplug;
+pub mod io;
+pub mod irq;
 pub mod kvm;
 pub mod layout;
+pub mod machine;
+pub mod memslots;
 pub mod ram;
+pub mod random;
 pub mod vcpu;

@@ -43,7 +43,9 @@ impl Change {
     /// Whether memory that stays plugged is in no slot while the change is under way.
     fn disturbs(&self) -> bool {
         self.remove.iter().any(|&(gone, length)| {
-            self.add.iter().any(|&(start, bytes)| gone < start + bytes && start < gone + length)
+            self.add
+                .iter()
+                .any(|&(start, bytes)| gone < start + bytes && start < gone + length)
         })
     }
 }
@@ -64,7 +66,13 @@ impl Memslots {
     /// # Errors
     /// [`MemslotError`].
     pub fn new(vm: Arc<VmFd>, ram: Arc<Ram>, plugged: &[PluggedRun]) -> Result<Self, MemslotError> {
-        let mut slots = Self { vm, ram, hot: BTreeMap::new(), free_ids: Vec::new(), next_id: 0 };
+        let mut slots = Self {
+            vm,
+            ram,
+            hot: BTreeMap::new(),
+            free_ids: Vec::new(),
+            next_id: 0,
+        };
         let mut offset = 0;
         for (gpa, bytes) in layout::boot_ram(slots.ram.layout().boot) {
             let id = slots.take_id();
@@ -83,7 +91,11 @@ impl Memslots {
     ///
     /// # Errors
     /// [`MemslotError`]; the slots are then as before as far as KVM let them be put back.
-    pub fn update<G>(&mut self, plugged: &[PluggedRun], hold: impl FnOnce() -> G) -> Result<(), MemslotError> {
+    pub fn update<G>(
+        &mut self,
+        plugged: &[PluggedRun],
+        hold: impl FnOnce() -> G,
+    ) -> Result<(), MemslotError> {
         let change = self.change_to(plugged);
         let _held = change.disturbs().then(hold);
         for (done, &run) in change.remove.iter().enumerate() {
@@ -136,7 +148,12 @@ impl Memslots {
 
     fn add(&mut self, (offset, bytes): PluggedRun) -> Result<(), MemslotError> {
         let id = self.take_id();
-        let result = self.set(id, layout::HOTPLUG + offset, bytes, self.ram.layout().boot + offset);
+        let result = self.set(
+            id,
+            layout::HOTPLUG + offset,
+            bytes,
+            self.ram.layout().boot + offset,
+        );
         match result {
             Ok(()) => {
                 self.hot.insert(offset, HotSlot { id, bytes });
@@ -152,7 +169,12 @@ impl Memslots {
     fn remove(&mut self, (offset, _): PluggedRun) -> Result<(), MemslotError> {
         if let Some(slot) = self.hot.get(&offset).copied() {
             // Size 0 deletes a slot.
-            self.set(slot.id, layout::HOTPLUG + offset, 0, self.ram.layout().boot + offset)?;
+            self.set(
+                slot.id,
+                layout::HOTPLUG + offset,
+                0,
+                self.ram.layout().boot + offset,
+            )?;
             self.hot.remove(&offset);
             self.free_ids.push(slot.id);
         }
@@ -176,7 +198,11 @@ impl Memslots {
         };
         // SAFETY: the range lies in `ram`'s reservation, which outlives the VM fd's use: `self`
         // holds both, and the vCPUs that could reach it are gone before `ram` is dropped (Machine).
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| MemslotError { gpa, bytes, source })
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| MemslotError {
+            gpa,
+            bytes,
+            source,
+        })
     }
 }
 
@@ -213,7 +239,13 @@ mod tests {
     fn planned(have: &[PluggedRun]) -> Option<Memslots> {
         let kvm = crate::kvm::open().ok()?;
         let vm = Arc::new(kvm.create_vm().ok()?);
-        let ram = Arc::new(Ram::anonymous(RamLayout { boot: 64 * MIB, hotplug: 512 * MIB }).ok()?);
+        let ram = Arc::new(
+            Ram::anonymous(RamLayout {
+                boot: 64 * MIB,
+                hotplug: 512 * MIB,
+            })
+            .ok()?,
+        );
         for &(offset, bytes) in have {
             ram.plug(offset, bytes).ok()?;
         }
@@ -227,7 +259,13 @@ mod tests {
             return;
         };
         let grow = slots.change_to(&[(0, 256 * MIB)]);
-        assert_eq!(grow, Change { remove: vec![], add: vec![(128 * MIB, 128 * MIB)] });
+        assert_eq!(
+            grow,
+            Change {
+                remove: vec![],
+                add: vec![(128 * MIB, 128 * MIB)]
+            }
+        );
         assert!(!grow.disturbs());
         let hole = [(0, 64 * MIB), (66 * MIB, 62 * MIB)];
         let split = slots.change_to(&hole);
@@ -236,7 +274,9 @@ mod tests {
         slots.update(&hole, || held = true).unwrap();
         assert!(held);
         assert_eq!(slots.change_to(&hole), Change::default());
-        slots.update(&[], || panic!("taking all away needs no hold")).unwrap();
+        slots
+            .update(&[], || panic!("taking all away needs no hold"))
+            .unwrap();
         assert!(slots.hot.is_empty());
     }
 }

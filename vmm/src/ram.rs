@@ -50,7 +50,10 @@ impl RamLayout {
     /// [`RamError::Layout`] names the size and the rule.
     pub fn check(self) -> Result<Self, RamError> {
         let block = layout::HOTPLUG_BLOCK;
-        if self.boot < 64 * layout::MIB || self.boot > layout::BOOT_RAM_MAX || !self.boot.is_multiple_of(block) {
+        if self.boot < 64 * layout::MIB
+            || self.boot > layout::BOOT_RAM_MAX
+            || !self.boot.is_multiple_of(block)
+        {
             return Err(RamError::Layout(format!(
                 "boot RAM of {} bytes: it must be a multiple of 2 MiB from 64 MiB to {} MiB",
                 self.boot,
@@ -137,7 +140,11 @@ impl Ram {
         let layout = layout.check()?;
         let length = file
             .metadata()
-            .map_err(|source| RamError::Map { what: "stat of the memory file", bytes: layout.span(), source })?
+            .map_err(|source| RamError::Map {
+                what: "stat of the memory file",
+                bytes: layout.span(),
+                source,
+            })?
             .len();
         if length != layout.span() {
             return Err(RamError::Layout(format!(
@@ -215,7 +222,10 @@ impl Ram {
         }
         let memory = Memory::from_regions(regions).map_err(|error| RamError::Layout(error.to_string()))?;
         // A poisoned lock only means that another thread died while replacing the map: ours replaces it whole.
-        self.view.lock().unwrap_or_else(std::sync::PoisonError::into_inner).replace(memory);
+        self.view
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .replace(memory);
         Ok(())
     }
 
@@ -223,7 +233,8 @@ impl Ram {
         // SAFETY: offset and length lie inside the reservation (checked by the callers against the
         // layout), which lives as long as `self`, and the view is dropped with it.
         let builder = unsafe {
-            MmapRegionBuilder::new(as_len(bytes)).with_raw_mmap_pointer(self.base.as_ptr().add(as_len(offset)))
+            MmapRegionBuilder::new(as_len(bytes))
+                .with_raw_mmap_pointer(self.base.as_ptr().add(as_len(offset)))
         };
         let mapping = builder
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -235,7 +246,9 @@ impl Ram {
     }
 
     fn check_run(&self, offset: u64, bytes: u64) -> Result<(), RamError> {
-        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.layout.hotplug);
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.layout.hotplug);
         if bytes == 0 || !inside || !(offset | bytes).is_multiple_of(layout::HOTPLUG_BLOCK) {
             return Err(RamError::Layout(format!(
                 "run of {bytes} bytes at {offset:#x} does not fit a virtio-mem region of {} bytes",
@@ -260,8 +273,11 @@ impl Ram {
                 0,
             )
         };
-        let failed =
-            || RamError::Map { what: "reservation", bytes: layout.span(), source: io::Error::last_os_error() };
+        let failed = || RamError::Map {
+            what: "reservation",
+            bytes: layout.span(),
+            source: io::Error::last_os_error(),
+        };
         if start == libc::MAP_FAILED {
             return Err(failed());
         }
@@ -280,7 +296,11 @@ impl Ram {
             base
         };
         let base = NonNull::new(base).ok_or_else(failed)?;
-        Ok(Self { layout, base, view: GuestMemoryAtomic::new(Memory::new()) })
+        Ok(Self {
+            layout,
+            base,
+            view: GuestMemoryAtomic::new(Memory::new()),
+        })
     }
 
     fn map_anonymous(&self, offset: u64, bytes: u64) -> Result<(), RamError> {
@@ -295,7 +315,11 @@ impl Ram {
         // Advice only: without huge pages everything works, slower.
         // SAFETY: the range was mapped just above and is ours.
         unsafe {
-            libc::madvise(self.host_address(offset) as *mut libc::c_void, as_len(bytes), libc::MADV_HUGEPAGE)
+            libc::madvise(
+                self.host_address(offset) as *mut libc::c_void,
+                as_len(bytes),
+                libc::MADV_HUGEPAGE,
+            )
         };
         Ok(())
     }
@@ -337,7 +361,11 @@ impl Ram {
             )
         };
         if got == libc::MAP_FAILED {
-            return Err(RamError::Map { what, bytes, source: io::Error::last_os_error() });
+            return Err(RamError::Map {
+                what,
+                bytes,
+                source: io::Error::last_os_error(),
+            });
         }
         Ok(())
     }
@@ -351,12 +379,18 @@ mod tests {
     use vm_memory::{Bytes, GuestAddressSpace};
 
     fn layout() -> RamLayout {
-        RamLayout { boot: 64 * MIB, hotplug: 64 * MIB }
+        RamLayout {
+            boot: 64 * MIB,
+            hotplug: 64 * MIB,
+        }
     }
 
     #[test]
     fn an_offset_in_the_span_is_found_for_ram_and_for_nothing_else() {
-        let layout = RamLayout { boot: 4 * GIB, hotplug: GIB };
+        let layout = RamLayout {
+            boot: 4 * GIB,
+            hotplug: GIB,
+        };
         assert_eq!(layout.offset_of(0x1234), Some(0x1234));
         assert_eq!(layout.offset_of(3 * GIB), None);
         assert_eq!(layout.offset_of(4 * GIB), Some(3 * GIB));
@@ -378,7 +412,11 @@ mod tests {
         assert!(ram.view().memory().read_obj::<u64>(at).is_err());
         ram.plug(HOTPLUG_BLOCK, HOTPLUG_BLOCK).unwrap();
         ram.publish(&[(HOTPLUG_BLOCK, HOTPLUG_BLOCK)]).unwrap();
-        assert_eq!(ram.view().memory().read_obj::<u64>(at).unwrap(), 0, "old bytes must not come back");
+        assert_eq!(
+            ram.view().memory().read_obj::<u64>(at).unwrap(),
+            0,
+            "old bytes must not come back"
+        );
     }
 
     #[test]
@@ -392,8 +430,18 @@ mod tests {
         memory.write_obj(9u8, GuestAddress(4095)).unwrap();
         memory.write_obj(9u8, GuestAddress(HOTPLUG)).unwrap();
         let other = Ram::from_checkpoint(layout(), &file, &[(0, HOTPLUG_BLOCK)]).unwrap();
-        assert_eq!(other.view().memory().read_obj::<u8>(GuestAddress(4095)).unwrap(), 5);
-        assert_eq!(other.view().memory().read_obj::<u8>(GuestAddress(HOTPLUG)).unwrap(), 0);
+        assert_eq!(
+            other.view().memory().read_obj::<u8>(GuestAddress(4095)).unwrap(),
+            5
+        );
+        assert_eq!(
+            other
+                .view()
+                .memory()
+                .read_obj::<u8>(GuestAddress(HOTPLUG))
+                .unwrap(),
+            0
+        );
         ram.publish(&[]).unwrap();
         ram.unplug(0, HOTPLUG_BLOCK).unwrap();
         assert_eq!(file.metadata().unwrap().len(), layout().span());
@@ -403,9 +451,17 @@ mod tests {
     fn a_short_memory_file_and_runs_outside_the_region_are_refused() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(layout().span() - 1).unwrap();
-        assert!(matches!(Ram::from_checkpoint(layout(), &file, &[]), Err(RamError::Layout(_))));
+        assert!(matches!(
+            Ram::from_checkpoint(layout(), &file, &[]),
+            Err(RamError::Layout(_))
+        ));
         let ram = Ram::anonymous(layout()).unwrap();
-        for (offset, bytes) in [(0, 0), (1, HOTPLUG_BLOCK), (64 * MIB, HOTPLUG_BLOCK), (u64::MAX, HOTPLUG_BLOCK)] {
+        for (offset, bytes) in [
+            (0, 0),
+            (1, HOTPLUG_BLOCK),
+            (64 * MIB, HOTPLUG_BLOCK),
+            (u64::MAX, HOTPLUG_BLOCK),
+        ] {
             assert!(ram.plug(offset, bytes).is_err(), "{offset} {bytes}");
             assert!(ram.unplug(offset, bytes).is_err(), "{offset} {bytes}");
         }
@@ -413,7 +469,13 @@ mod tests {
 
     #[test]
     fn absurd_sizes_are_refused() {
-        for (boot, hotplug) in [(0, 0), (63 * MIB, 0), (64 * MIB + 1, 0), (u64::MAX & !0x1F_FFFF, 0), (GIB, 1)] {
+        for (boot, hotplug) in [
+            (0, 0),
+            (63 * MIB, 0),
+            (64 * MIB + 1, 0),
+            (u64::MAX & !0x1F_FFFF, 0),
+            (GIB, 1),
+        ] {
             assert!(RamLayout { boot, hotplug }.check().is_err(), "{boot} {hotplug}");
         }
     }

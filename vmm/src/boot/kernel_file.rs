@@ -22,14 +22,25 @@ const SETUP_HEADER: usize = 0x1F1;
 /// # Errors
 /// [`BootError::Read`] or [`BootError::NotAKernel`].
 pub fn open(path: &Path) -> Result<Cursor<Vec<u8>>, BootError> {
-    let read_error = |source| BootError::Read { path: path.to_owned(), source };
+    let read_error = |source| BootError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = File::open(path).map_err(read_error)?;
     if file.metadata().map_err(read_error)?.len() > MAX_FILE {
-        return Err(BootError::NotAKernel { path: path.to_owned(), why: "it is larger than 1 GiB".into() });
+        return Err(BootError::NotAKernel {
+            path: path.to_owned(),
+            why: "it is larger than 1 GiB".into(),
+        });
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(read_error)?;
-    elf_of(bytes).map(Cursor::new).map_err(|why| BootError::NotAKernel { path: path.to_owned(), why })
+    elf_of(bytes)
+        .map(Cursor::new)
+        .map_err(|why| BootError::NotAKernel {
+            path: path.to_owned(),
+            why,
+        })
 }
 
 fn elf_of(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
@@ -60,7 +71,9 @@ fn payload(image: &[u8]) -> Result<&[u8], String> {
     };
     let version = u32_at(0x206)? & 0xFFFF;
     if version < 0x208 {
-        return Err(format!("its boot protocol {version:#x} is older than 2.08 (2008)"));
+        return Err(format!(
+            "its boot protocol {version:#x} is older than 2.08 (2008)"
+        ));
     }
     let sectors = match image.get(SETUP_HEADER) {
         Some(0) | None => 4,
@@ -82,7 +95,9 @@ fn unpack(payload: &[u8]) -> Result<Vec<u8>, String> {
     match payload {
         [0x1F, 0x8B, ..] => bounded(flate2::read::GzDecoder::new(payload)).map_err(|e| failed("gzip", e)),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => {
-            let decoder = zstd::stream::read::Decoder::new(payload).map_err(|e| failed("zstd", e))?.single_frame();
+            let decoder = zstd::stream::read::Decoder::new(payload)
+                .map_err(|e| failed("zstd", e))?
+                .single_frame();
             bounded(decoder).map_err(|e| failed("zstd", e))
         }
         [0xFD, b'7', b'z', b'X', b'Z', ..] => {
@@ -165,8 +180,15 @@ mod tests {
         let mut old = bz_image(&gzip(&elf()));
         old[0x206] = 7;
         old[0x207] = 2;
-        for bytes in [vec![], b"#!/bin/sh".to_vec(), wrong_machine, cut, old, bz_image(b"junk!"), bz_image(&gzip(b"x"))]
-        {
+        for bytes in [
+            vec![],
+            b"#!/bin/sh".to_vec(),
+            wrong_machine,
+            cut,
+            old,
+            bz_image(b"junk!"),
+            bz_image(&gzip(b"x")),
+        ] {
             assert!(elf_of(bytes).is_err());
         }
     }

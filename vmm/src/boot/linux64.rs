@@ -22,7 +22,11 @@ pub fn write_boot_params(memory: &Memory, ram: RamLayout, cmdline_length: usize)
     params.acpi_rsdp_addr = layout::ACPI;
     let map = memory_map(ram);
     for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
-        *slot = boot_e820_entry { addr: entry.start, size: entry.bytes, r#type: entry.kind };
+        *slot = boot_e820_entry {
+            addr: entry.start,
+            size: entry.bytes,
+            r#type: entry.kind,
+        };
     }
     params.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
     let params = BootParams::new(&params, GuestAddress(layout::BOOT_INFO));
@@ -39,7 +43,10 @@ pub fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
         memory.write_obj(page(2 + gib) | PRESENT_WRITABLE, GuestAddress(page(1) + gib * 8))?;
         for entry in 0..512u64 {
             let target = (gib << 30) | (entry << 21);
-            memory.write_obj(target | LARGE | PRESENT_WRITABLE, GuestAddress(page(2 + gib) + entry * 8))?;
+            memory.write_obj(
+                target | LARGE | PRESENT_WRITABLE,
+                GuestAddress(page(2 + gib) + entry * 8),
+            )?;
         }
     }
     Ok(())

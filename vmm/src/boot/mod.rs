@@ -61,12 +61,24 @@ pub(crate) struct MapEntry {
 /// The memory map: what is RAM, and which part of it is kept back for tables.
 pub(crate) fn memory_map(ram: RamLayout) -> Vec<MapEntry> {
     let mut map = vec![
-        MapEntry { start: 0, bytes: layout::LOW_RAM_END, kind: 1 },
-        MapEntry { start: layout::LOW_RAM_END, bytes: layout::HIGH_RAM - layout::LOW_RAM_END, kind: 2 },
+        MapEntry {
+            start: 0,
+            bytes: layout::LOW_RAM_END,
+            kind: 1,
+        },
+        MapEntry {
+            start: layout::LOW_RAM_END,
+            bytes: layout::HIGH_RAM - layout::LOW_RAM_END,
+            kind: 2,
+        },
     ];
     for (start, bytes) in layout::boot_ram(ram.boot) {
         let skip = layout::HIGH_RAM.saturating_sub(start).min(bytes);
-        map.push(MapEntry { start: start + skip, bytes: bytes - skip, kind: 1 });
+        map.push(MapEntry {
+            start: start + skip,
+            bytes: bytes - skip,
+            kind: 1,
+        });
     }
     map
 }
@@ -76,12 +88,18 @@ pub(crate) fn memory_map(ram: RamLayout) -> Vec<MapEntry> {
 /// # Errors
 /// [`BootError`].
 pub fn load(memory: &Memory, ram: RamLayout, kernel: &Path, cmdline: &str) -> Result<Entry, BootError> {
-    let not_a_kernel = |why: String| BootError::NotAKernel { path: kernel.to_owned(), why };
+    let not_a_kernel = |why: String| BootError::NotAKernel {
+        path: kernel.to_owned(),
+        why,
+    };
     let mut image = kernel_file::open(kernel)?;
     let loaded = Elf::load(memory, None, &mut image, Some(GuestAddress(layout::HIGH_RAM)))
         .map_err(|error| not_a_kernel(error.to_string()))?;
     if loaded.kernel_end > ram.boot.min(layout::HOLE_START) {
-        return Err(not_a_kernel(format!("it ends at {:#x}, beyond the guest's RAM", loaded.kernel_end)));
+        return Err(not_a_kernel(format!(
+            "it ends at {:#x}, beyond the guest's RAM",
+            loaded.kernel_end
+        )));
     }
     write_command_line(memory, cmdline)?;
     let entry = match loaded.pvh_boot_cap {
@@ -125,10 +143,34 @@ mod tests {
 
     #[test]
     fn the_memory_map_leaves_no_gap_in_ram_and_keeps_the_tables_back() {
-        let map = memory_map(RamLayout { boot: 4 * GIB, hotplug: 0 });
-        assert_eq!(map[0], MapEntry { start: 0, bytes: layout::LOW_RAM_END, kind: 1 });
-        assert_eq!(map[2], MapEntry { start: MIB, bytes: 3 * GIB - MIB, kind: 1 });
-        assert_eq!(map[3], MapEntry { start: 4 * GIB, bytes: GIB, kind: 1 });
+        let map = memory_map(RamLayout {
+            boot: 4 * GIB,
+            hotplug: 0,
+        });
+        assert_eq!(
+            map[0],
+            MapEntry {
+                start: 0,
+                bytes: layout::LOW_RAM_END,
+                kind: 1
+            }
+        );
+        assert_eq!(
+            map[2],
+            MapEntry {
+                start: MIB,
+                bytes: 3 * GIB - MIB,
+                kind: 1
+            }
+        );
+        assert_eq!(
+            map[3],
+            MapEntry {
+                start: 4 * GIB,
+                bytes: GIB,
+                kind: 1
+            }
+        );
     }
 
     #[test]
@@ -137,6 +179,9 @@ mod tests {
         assert!(write_command_line(&memory, &"x".repeat(2048)).is_err());
         assert!(write_command_line(&memory, "a\nb").is_err());
         write_command_line(&memory, "quiet").unwrap();
-        assert_eq!(memory.read_obj::<u8>(GuestAddress(layout::CMDLINE + 5)).unwrap(), 0);
+        assert_eq!(
+            memory.read_obj::<u8>(GuestAddress(layout::CMDLINE + 5)).unwrap(),
+            0
+        );
     }
 }

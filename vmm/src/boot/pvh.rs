@@ -17,7 +17,12 @@ const MAGIC: u32 = 0x336E_C578;
 pub fn write_start_info(memory: &Memory, ram: RamLayout) -> Result<(), BootError> {
     let map: Vec<_> = memory_map(ram)
         .iter()
-        .map(|entry| hvm_memmap_table_entry { addr: entry.start, size: entry.bytes, type_: entry.kind, reserved: 0 })
+        .map(|entry| hvm_memmap_table_entry {
+            addr: entry.start,
+            size: entry.bytes,
+            type_: entry.kind,
+            reserved: 0,
+        })
         .collect();
     let info = hvm_start_info {
         magic: MAGIC,

@@ -66,7 +66,11 @@ pub struct MissingFeature {
 
 impl std::fmt::Display for MissingFeature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CPUID {:#x}.{:#x} {} bits {:#010x}", self.leaf, self.subleaf, self.register, self.bits)
+        write!(
+            f,
+            "CPUID {:#x}.{:#x} {} bits {:#010x}",
+            self.leaf, self.subleaf, self.register, self.bits
+        )
     }
 }
 
@@ -75,15 +79,26 @@ impl std::fmt::Display for MissingFeature {
 ///
 /// # Errors
 /// What `KVM_GET_SUPPORTED_CPUID` reports.
-pub fn missing_features(kvm: &Kvm, saved: &[kvm_cpuid_entry2]) -> Result<Vec<MissingFeature>, kvm_ioctls::Error> {
+pub fn missing_features(
+    kvm: &Kvm,
+    saved: &[kvm_cpuid_entry2],
+) -> Result<Vec<MissingFeature>, kvm_ioctls::Error> {
     let host = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     let mut missing = Vec::new();
     for want in saved {
-        let have = host.as_slice().iter().find(|e| e.function == want.function && e.index == want.index);
+        let have = host
+            .as_slice()
+            .iter()
+            .find(|e| e.function == want.function && e.index == want.index);
         let mut check = |register, wanted: u32, have: u32, mask: u32| {
             let bits = wanted & !have & mask;
             if bits != 0 {
-                missing.push(MissingFeature { leaf: want.function, subleaf: want.index, register, bits });
+                missing.push(MissingFeature {
+                    leaf: want.function,
+                    subleaf: want.index,
+                    register,
+                    bits,
+                });
             }
         };
         let (eax, ebx, ecx, edx) = have.map_or((0, 0, 0, 0), |e| (e.eax, e.ebx, e.ecx, e.edx));

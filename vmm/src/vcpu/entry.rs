@@ -51,15 +51,32 @@ fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
 /// What the ioctls report.
 pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), Error> {
     let mut sregs = vcpu.get_sregs()?;
-    let mut regs = kvm_regs { rflags: 2, rsp: layout::BOOT_STACK, rbp: layout::BOOT_STACK, ..Default::default() };
+    let mut regs = kvm_regs {
+        rflags: 2,
+        rsp: layout::BOOT_STACK,
+        rbp: layout::BOOT_STACK,
+        ..Default::default()
+    };
     let long = matches!(entry, Entry::Linux64(_));
     let code = segment(0x10, 0xB, long);
     let data = segment(0x18, 0x3, false);
     sregs.cs = code;
-    for register in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+    for register in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+        &mut sregs.ss,
+    ] {
         *register = data;
     }
-    sregs.tr = kvm_segment { s: 0, g: 0, db: 0, limit: 0x67, ..segment(0x20, 0xB, false) };
+    sregs.tr = kvm_segment {
+        s: 0,
+        g: 0,
+        db: 0,
+        limit: 0x67,
+        ..segment(0x20, 0xB, false)
+    };
     sregs.gdt.base = layout::BOOT_GDT;
     sregs.gdt.limit = 5 * 8 - 1;
     sregs.idt.base = 0;
@@ -82,8 +99,16 @@ pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), Error> {
     }
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&regs)?;
-    vcpu.set_fpu(&kvm_fpu { fcw: 0x37F, mxcsr: 0x1F80, ..Default::default() })?;
-    let fast_strings = kvm_msr_entry { index: MSR_MISC_ENABLE, data: 1, ..Default::default() };
+    vcpu.set_fpu(&kvm_fpu {
+        fcw: 0x37F,
+        mxcsr: 0x1F80,
+        ..Default::default()
+    })?;
+    let fast_strings = kvm_msr_entry {
+        index: MSR_MISC_ENABLE,
+        data: 1,
+        ..Default::default()
+    };
     if let Ok(msrs) = kvm_bindings::Msrs::from_entries(&[fast_strings]) {
         // A hint to the guest; a KVM without it is none the worse.
         let _ = vcpu.set_msrs(&msrs);
@@ -93,6 +118,10 @@ pub fn set_boot_state(vcpu: &VcpuFd, entry: Entry) -> Result<(), Error> {
 
 /// The GDT that goes with [`set_boot_state`]: null, null, code, data, TSS.
 pub fn boot_gdt(long: bool) -> [u64; 5] {
-    let code = if long { 0x00AF_9B00_0000_FFFF } else { 0x00CF_9B00_0000_FFFF };
+    let code = if long {
+        0x00AF_9B00_0000_FFFF
+    } else {
+        0x00CF_9B00_0000_FFFF
+    };
     [0, 0, code, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0000_0067]
 }

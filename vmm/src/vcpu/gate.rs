@@ -98,14 +98,22 @@ pub fn install_kick_handler() -> std::io::Result<()> {
         libc::sigemptyset(&mut action.sa_mask);
         libc::sigaction(kick_signal(), &action, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 impl Gate {
     /// An open gate for `vcpus` vCPUs, none of which is running.
     pub fn new(vcpus: usize) -> Self {
         Self {
-            inner: Mutex::new(Inner { order: Order::Run, holds: 0, kicks: Vec::new() }),
+            inner: Mutex::new(Inner {
+                order: Order::Run,
+                holds: 0,
+                kicks: Vec::new(),
+            }),
             changed: Condvar::new(),
             inside: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             open: AtomicBool::new(true),

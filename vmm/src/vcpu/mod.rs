@@ -2,4 +2,6 @@
 
 pub mod cpuid;
 pub mod entry;
+pub mod gate;
+pub mod run;
 pub mod state;

@@ -102,10 +102,10 @@ fn hint(errno: i32) -> &'static str {
 }
 
 fn describe(vcpu: &mut Vcpu, what: &str) -> String {
-    let place = vcpu
-        .fd
-        .get_regs()
-        .map_or_else(|error| format!("RIP unknown ({error})"), |regs| format!("RIP {:#x}", regs.rip));
+    let place = vcpu.fd.get_regs().map_or_else(
+        |error| format!("RIP unknown ({error})"),
+        |regs| format!("RIP {:#x}", regs.rip),
+    );
     format!("vCPU {}: {what}; {place}", vcpu.index)
 }
 

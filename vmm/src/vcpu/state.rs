@@ -4,8 +4,8 @@
 //! documentation (`Documentation/virt/kvm/api.rst`); each step says why it stands where it does.
 
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -97,10 +97,21 @@ pub fn readable_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, kvm_ioctls::E
 fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, kvm_ioctls::Error> {
     let mut values = Vec::with_capacity(indices.len());
     for chunk in indices.chunks(kvm_bindings::KVM_MAX_MSR_ENTRIES) {
-        let entries: Vec<_> = chunk.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let entries: Vec<_> = chunk
+            .iter()
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
         let mut msrs = Msrs::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
         let read = vcpu.get_msrs(&mut msrs)?;
-        values.extend(msrs.as_slice().iter().take(read).map(|entry| (entry.index, entry.data)));
+        values.extend(
+            msrs.as_slice()
+                .iter()
+                .take(read)
+                .map(|entry| (entry.index, entry.data)),
+        );
         if read < chunk.len() {
             break;
         }
@@ -147,7 +158,10 @@ pub fn save(index: u8, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuState, 
 /// KVM reads back a deadline of 0 when the timer has expired but its interrupt is not delivered
 /// yet; restored as it is the timer would never fire again. The present moment makes it fire at once.
 fn fix_expired_deadline(msrs: &mut [(u32, u64)]) {
-    let tsc = msrs.iter().find(|(index, _)| *index == MSR_TSC).map(|&(_, value)| value);
+    let tsc = msrs
+        .iter()
+        .find(|(index, _)| *index == MSR_TSC)
+        .map(|&(_, value)| value);
     if let (Some(tsc), Some(deadline)) = (tsc, msrs.iter_mut().find(|(index, _)| *index == MSR_TSC_DEADLINE))
         && deadline.1 == 0
     {
@@ -162,15 +176,18 @@ fn fix_expired_deadline(msrs: &mut [(u32, u64)]) {
 pub fn restore(index: u8, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuStateError> {
     // CPUID before anything whose legality depends on it; since Linux 6.13 KVM caches it at the
     // first KVM_RUN and at reads of CPUID-dependent MSRs.
-    let cpuid = CpuId::from_entries(&state.cpuid)
-        .map_err(|_| VcpuStateError::Malformed { index, what: "too many CPUID entries" })?;
+    let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| VcpuStateError::Malformed {
+        index,
+        what: "too many CPUID entries",
+    })?;
     vcpu.set_cpuid2(&cpuid).map_err(at(index, "KVM_SET_CPUID2"))?;
     if let Some(khz) = state.tsc_khz
         && vcpu.get_tsc_khz().ok() != Some(khz)
     {
         vcpu.set_tsc_khz(khz).map_err(at(index, "KVM_SET_TSC_KHZ"))?;
     }
-    vcpu.set_mp_state(state.mp_state).map_err(at(index, "KVM_SET_MP_STATE"))?;
+    vcpu.set_mp_state(state.mp_state)
+        .map_err(at(index, "KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&state.regs).map_err(at(index, "KVM_SET_REGS"))?;
     // SREGS before LAPIC: they hold the APIC base.
     vcpu.set_sregs(&state.sregs).map_err(at(index, "KVM_SET_SREGS"))?;
@@ -178,17 +195,23 @@ pub fn restore(index: u8, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuSt
     // SAFETY: `kvm_xsave` is the 4 KiB structure; we never enable features (AMX) that need more.
     unsafe { vcpu.set_xsave(&xsave.as_fam_struct_ref().xsave) }.map_err(at(index, "KVM_SET_XSAVE"))?;
     vcpu.set_xcrs(&state.xcrs).map_err(at(index, "KVM_SET_XCRS"))?;
-    vcpu.set_debug_regs(&state.debug_regs).map_err(at(index, "KVM_SET_DEBUGREGS"))?;
+    vcpu.set_debug_regs(&state.debug_regs)
+        .map_err(at(index, "KVM_SET_DEBUGREGS"))?;
     // LAPIC before MSRS: TSC_DEADLINE is ignored unless the LAPIC timer is in deadline mode.
     vcpu.set_lapic(&state.lapic).map_err(at(index, "KVM_SET_LAPIC"))?;
     if state.msrs.len() > MSRS_MAX {
-        return Err(VcpuStateError::Malformed { index, what: "too many MSRs" });
+        return Err(VcpuStateError::Malformed {
+            index,
+            what: "too many MSRs",
+        });
     }
     // TSC_DEADLINE in a chunk of its own, last: it is compared with the TSC set before it.
-    let (deadline, others): (Vec<_>, Vec<_>) = state.msrs.iter().partition(|(msr, _)| *msr == MSR_TSC_DEADLINE);
+    let (deadline, others): (Vec<_>, Vec<_>) =
+        state.msrs.iter().partition(|(msr, _)| *msr == MSR_TSC_DEADLINE);
     write_msrs(index, vcpu, &others)?;
     write_msrs(index, vcpu, &deadline)?;
-    vcpu.set_vcpu_events(&state.events).map_err(at(index, "KVM_SET_VCPU_EVENTS"))?;
+    vcpu.set_vcpu_events(&state.events)
+        .map_err(at(index, "KVM_SET_VCPU_EVENTS"))?;
     // Tells the guest's watchdogs that it was stopped. EINVAL: the guest uses no kvm-clock.
     match vcpu.kvmclock_ctrl() {
         Err(error) if error.errno() != libc::EINVAL => Err(at(index, "KVM_KVMCLOCK_CTRL")(error)),
@@ -199,12 +222,18 @@ pub fn restore(index: u8, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuSt
 fn xsave_from(index: u8, bytes: &[u8]) -> Result<Xsave, VcpuStateError> {
     let mut xsave = kvm_xsave::default();
     if bytes.len() != std::mem::size_of_val(&xsave.region) {
-        return Err(VcpuStateError::Malformed { index, what: "XSAVE area of another size" });
+        return Err(VcpuStateError::Malformed {
+            index,
+            what: "XSAVE area of another size",
+        });
     }
     for (word, bytes) in xsave.region.iter_mut().zip(bytes.as_chunks::<4>().0) {
         *word = u32::from_le_bytes(*bytes);
     }
-    let mut wrapped = Xsave::new(0).map_err(|_| VcpuStateError::Malformed { index, what: "XSAVE area" })?;
+    let mut wrapped = Xsave::new(0).map_err(|_| VcpuStateError::Malformed {
+        index,
+        what: "XSAVE area",
+    })?;
     // SAFETY: only the fixed part is replaced; the length of the flexible part stays 0.
     unsafe { wrapped.as_mut_fam_struct() }.xsave = xsave;
     Ok(wrapped)
@@ -212,10 +241,18 @@ fn xsave_from(index: u8, bytes: &[u8]) -> Result<Xsave, VcpuStateError> {
 
 fn write_msrs(index: u8, vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), VcpuStateError> {
     for chunk in values.chunks(kvm_bindings::KVM_MAX_MSR_ENTRIES) {
-        let entries: Vec<_> =
-            chunk.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
-        let msrs = Msrs::from_entries(&entries)
-            .map_err(|_| VcpuStateError::Malformed { index, what: "too many MSRs" })?;
+        let entries: Vec<_> = chunk
+            .iter()
+            .map(|&(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            })
+            .collect();
+        let msrs = Msrs::from_entries(&entries).map_err(|_| VcpuStateError::Malformed {
+            index,
+            what: "too many MSRs",
+        })?;
         let written = vcpu.set_msrs(&msrs).map_err(at(index, "KVM_SET_MSRS"))?;
         if let Some(&(msr, _)) = chunk.get(written) {
             return Err(VcpuStateError::Msr { index, msr });

@@ -1,0 +1,234 @@
+//! The devices of one machine, each behind its own lock.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use serde::{Deserialize, Serialize};
+use spore_devices::ioapic::{Ioapic, IoapicState};
+use spore_devices::virtio::block::{Block, BlockState};
+use spore_devices::virtio::mem::{Mem, MemState};
+use spore_devices::virtio::mmio::{InterruptLine, LostInterrupt, MmioTransport, TransportState, VirtioMmio};
+use spore_devices::virtio::vsock::{Vsock, VsockState};
+use vm_superio::Serial;
+use vm_superio::serial::NoEvents;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::console::ConsoleLog;
+use crate::hotplug::{Hotplug, Settle};
+use crate::irq::{IrqLine, KvmRouter, SerialLine};
+use crate::layout::Slot;
+use crate::ram::Ram;
+
+/// Offset of QueueNotify in a virtio-mmio register page (virtio 1.2, 4.2.2).
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+/// COM1 with its log.
+pub type Com1 = Serial<SerialLine, NoEvents, ConsoleLog>;
+
+/// All devices.
+pub struct DeviceSet {
+    /// Root disk.
+    pub root: Mutex<MmioTransport<Block>>,
+    /// virtio-mem.
+    pub mem: Mutex<MmioTransport<Mem<Hotplug>>>,
+    /// virtio-vsock.
+    pub vsock: Mutex<MmioTransport<Vsock>>,
+    /// The interrupt router.
+    pub ioapic: Mutex<Ioapic<KvmRouter>>,
+    /// The console.
+    pub serial: Mutex<Com1>,
+    /// Raises the generic event device's interrupt: a new generation id.
+    pub generation_line: Arc<IrqLine>,
+    lines: Vec<Arc<InterruptLine>>,
+    kicks: Vec<Kick>,
+    settle: Arc<Settle>,
+}
+
+/// The ioeventfd of one queue.
+pub struct Kick {
+    /// Which device.
+    pub slot: Slot,
+    /// Which of its queues.
+    pub queue: usize,
+    /// Readable when the driver wrote the queue's number to QueueNotify.
+    pub event: EventFd,
+}
+
+/// The devices at rest, as a checkpoint holds them.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct DeviceStates {
+    /// Root disk.
+    pub root: (TransportState, BlockState),
+    /// virtio-mem.
+    pub mem: (TransportState, MemState),
+    /// virtio-vsock.
+    pub vsock: (TransportState, VsockState),
+    /// IOAPIC.
+    pub ioapic: IoapicState,
+    /// Serial registers that the driver set up.
+    pub serial: SerialRegisters,
+}
+
+/// A 16550's registers; what was in its receive FIFO is not kept (nobody types into a sandbox).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // The names are the data sheet's.
+pub struct SerialRegisters {
+    pub baud_divisor_low: u8,
+    pub baud_divisor_high: u8,
+    pub interrupt_enable: u8,
+    pub interrupt_identification: u8,
+    pub line_control: u8,
+    pub line_status: u8,
+    pub modem_control: u8,
+    pub modem_status: u8,
+    pub scratch: u8,
+}
+
+impl SerialRegisters {
+    /// Reads them off a port.
+    pub fn of(serial: &Com1) -> Self {
+        let state = serial.state();
+        Self {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
+    }
+
+    /// As vm-superio wants them.
+    pub fn to_state(self) -> vm_superio::serial::SerialState {
+        vm_superio::serial::SerialState {
+            baud_divisor_low: self.baud_divisor_low,
+            baud_divisor_high: self.baud_divisor_high,
+            interrupt_enable: self.interrupt_enable,
+            interrupt_identification: self.interrupt_identification,
+            line_control: self.line_control,
+            line_status: self.line_status,
+            modem_control: self.modem_control,
+            modem_status: self.modem_status,
+            scratch: self.scratch,
+            in_buffer: Vec::new(),
+        }
+    }
+}
+
+/// The devices one by one, before they are put behind locks.
+pub struct Parts {
+    /// Root disk.
+    pub root: MmioTransport<Block>,
+    /// virtio-mem.
+    pub mem: MmioTransport<Mem<Hotplug>>,
+    /// virtio-vsock.
+    pub vsock: MmioTransport<Vsock>,
+    /// IOAPIC.
+    pub ioapic: Ioapic<KvmRouter>,
+    /// Console.
+    pub serial: Com1,
+    /// Generation id interrupt.
+    pub generation_line: Arc<IrqLine>,
+}
+
+/// Takes a lock whatever happened to its last holder: device models do not panic, and if one did,
+/// the VM ends by the panic of its thread, not by a second one here.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl DeviceSet {
+    /// Puts the devices together and registers an ioeventfd for each queue.
+    ///
+    /// # Errors
+    /// When descriptors run out or KVM refuses one.
+    pub fn new(vm: &VmFd, parts: Parts) -> io::Result<Self> {
+        let settle = parts.mem.device().backend().settle();
+        let mut set = Self {
+            root: Mutex::new(parts.root),
+            mem: Mutex::new(parts.mem),
+            vsock: Mutex::new(parts.vsock),
+            ioapic: Mutex::new(parts.ioapic),
+            serial: Mutex::new(parts.serial),
+            generation_line: parts.generation_line,
+            lines: Vec::new(),
+            kicks: Vec::new(),
+            settle,
+        };
+        for slot in Slot::ALL {
+            let (line, queues) = {
+                let device = lock(set.virtio(slot));
+                (device.interrupt_line(), device.queue_count())
+            };
+            set.lines.push(line);
+            for queue in 0..queues {
+                let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+                let number = u32::try_from(queue).map_err(io::Error::other)?;
+                vm.register_ioevent(&event, &IoEventAddress::Mmio(slot.mmio() + QUEUE_NOTIFY), number)
+                    .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+                set.kicks.push(Kick { slot, queue, event });
+            }
+        }
+        Ok(set)
+    }
+
+    /// A device by its slot, whatever it is.
+    pub fn virtio(&self, slot: Slot) -> &Mutex<dyn VirtioMmio> {
+        match slot {
+            Slot::Root => &self.root,
+            Slot::Mem => &self.mem,
+            Slot::Vsock => &self.vsock,
+        }
+    }
+
+    /// The interrupt line of a device, which needs no lock.
+    pub fn line(&self, slot: Slot) -> Option<&InterruptLine> {
+        self.lines.get(slot as usize).map(Arc::as_ref)
+    }
+
+    /// All queue kicks.
+    pub fn kicks(&self) -> &[Kick] {
+        &self.kicks
+    }
+
+    /// Looks at every queue again: a kick may have been lost on the way into a checkpoint.
+    ///
+    /// # Errors
+    /// [`LostInterrupt`].
+    pub fn kick_all(&self, ram: &Ram) -> Result<(), LostInterrupt> {
+        for slot in Slot::ALL {
+            lock(self.virtio(slot)).kick_all(&vm_memory::GuestAddressSpace::memory(ram.view()))?;
+            self.settle.finish(ram);
+        }
+        Ok(())
+    }
+
+    /// Serves one kick, on the I/O thread.
+    ///
+    /// # Errors
+    /// [`LostInterrupt`].
+    pub fn serve(&self, kick: &Kick, ram: &Ram) -> Result<(), LostInterrupt> {
+        // Reading empties the counter; one round serves all kicks up to now.
+        let _ = kick.event.read();
+        lock(self.virtio(kick.slot))
+            .notify_queue(kick.queue, &vm_memory::GuestAddressSpace::memory(ram.view()))?;
+        self.settle.finish(ram);
+        Ok(())
+    }
+
+    /// All devices at rest. The machine must be paused.
+    pub fn save(&self) -> DeviceStates {
+        let (root, mem, vsock) = (lock(&self.root), lock(&self.mem), lock(&self.vsock));
+        DeviceStates {
+            root: (root.save(), root.device().save()),
+            mem: (mem.save(), mem.device().save()),
+            vsock: (vsock.save(), vsock.device().save()),
+            ioapic: lock(&self.ioapic).save(),
+            serial: SerialRegisters::of(&lock(&self.serial)),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The I/O thread: serves queue kicks and the host's ends of vsock connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use spore_devices::virtio::mmio::LostInterrupt;
+use spore_devices::virtio::vsock::{ConnectionId, Readiness};
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::device_set::{DeviceSet, lock};
+use crate::exit::{Ended, EndedSlot};
+use crate::ram::Ram;
+
+/// Epoll data of the stop event.
+const STOP: u64 = 0;
+/// Epoll data of the vsock listener.
+const LISTENER: u64 = 1;
+/// Epoll data of kick `n` is `KICKS + n`.
+const KICKS: u64 = 1 << 8;
+/// Epoll data of vsock stream `id` is `STREAMS + id`.
+const STREAMS: u64 = 1 << 32;
+
+/// What the I/O thread works with; it survives a pause.
+pub struct IoLoop {
+    epoll: Epoll,
+    stop: Arc<EventFd>,
+    listener: Option<UnixListener>,
+    streams: HashMap<ConnectionId, RawFd>,
+    devices: Arc<DeviceSet>,
+    ram: Arc<Ram>,
+}
+
+/// What an epoll event is about.
+enum Source {
+    Stop,
+    Listener,
+    Kick(usize),
+    Stream(ConnectionId),
+}
+
+impl Source {
+    fn of(data: u64) -> Self {
+        match data {
+            STOP => Self::Stop,
+            LISTENER => Self::Listener,
+            STREAMS.. => Self::Stream(ConnectionId::from_u64(data - STREAMS)),
+            _ => Self::Kick(usize::try_from(data - KICKS).unwrap_or(usize::MAX)),
+        }
+    }
+}
+
+impl IoLoop {
+    /// A loop over the devices' queues, and over connections made to `listener`.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn new(devices: Arc<DeviceSet>, ram: Arc<Ram>, listener: Option<UnixListener>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let stop = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+        let add =
+            |fd: RawFd, data: u64| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data));
+        add(stop.as_raw_fd(), STOP)?;
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true)?;
+            add(listener.as_raw_fd(), LISTENER)?;
+        }
+        for (number, kick) in (KICKS..).zip(devices.kicks()) {
+            add(kick.event.as_raw_fd(), number)?;
+        }
+        Ok(Self {
+            epoll,
+            stop,
+            listener,
+            streams: HashMap::new(),
+            devices,
+            ram,
+        })
+    }
+
+    /// Writing to it makes [`IoLoop::run`] return.
+    pub fn stop_event(&self) -> Arc<EventFd> {
+        self.stop.clone()
+    }
+
+    /// Serves until stopped; returns itself, to be run again after a pause.
+    pub fn run(mut self, ended: &EndedSlot) -> Self {
+        if let Err(error) = self.serve() {
+            ended.set(Ended::Failed(format!("the I/O thread: {error}")));
+        }
+        self
+    }
+
+    fn serve(&mut self) -> Result<(), LostInterrupt> {
+        // Kicks that came before the pause may have been counted and not served.
+        self.devices.kick_all(&self.ram)?;
+        let mut events = vec![EpollEvent::default(); 64];
+        loop {
+            let more = self.pump_vsock()?;
+            let count = match self.epoll.wait(if more { 0 } else { -1 }, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error.into()),
+            };
+            let mut stop = false;
+            for event in &events[..count] {
+                match Source::of(event.data()) {
+                    Source::Stop => stop = true,
+                    Source::Listener => self.accept(),
+                    Source::Kick(number) => {
+                        if let Some(kick) = self.devices.kicks().get(number) {
+                            self.devices.serve(kick, &self.ram)?;
+                        }
+                    }
+                    Source::Stream(id) => {
+                        let set = event.event_set();
+                        let readiness = Readiness {
+                            readable: set.intersects(EventSet::IN | EventSet::READ_HANG_UP),
+                            writable: set.contains(EventSet::OUT),
+                            hung_up: set.intersects(EventSet::HANG_UP | EventSet::ERROR),
+                        };
+                        lock(&self.devices.vsock).device_mut().host_ready(id, readiness);
+                    }
+                }
+            }
+            if stop {
+                let _ = self.stop.read();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves what can move and lets go of streams that are over. Says whether there is more to do.
+    fn pump_vsock(&mut self) -> Result<bool, LostInterrupt> {
+        let mut vsock = lock(&self.devices.vsock);
+        vsock.poll(&self.ram.view().memory(), |device, queues, memory| {
+            device.pump(queues, memory)
+        })?;
+        for closed in vsock.device_mut().take_closed() {
+            if let Some(fd) = self.streams.remove(&closed.id)
+                && let Err(error) = self
+                    .epoll
+                    .ctl(ControlOperation::Delete, fd, EpollEvent::default())
+            {
+                tracing::debug!(%error, "a closed stream was not in epoll");
+            }
+        }
+        Ok(vsock.device().wants_pump())
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors: the client sees a hang; the next event tries again.
+                    tracing::warn!(%error, "a vsock client could not be accepted");
+                    return;
+                }
+            };
+            let fd = stream.as_raw_fd();
+            if let Err(error) = stream.set_nonblocking(true) {
+                tracing::warn!(%error, "a vsock client could not be made non-blocking");
+                continue;
+            }
+            match lock(&self.devices.vsock)
+                .device_mut()
+                .add_stream(Box::new(stream))
+            {
+                Ok(id) => {
+                    let events =
+                        EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+                    self.streams.insert(id, fd);
+                    let event = EpollEvent::new(events, STREAMS + id.as_u64());
+                    if let Err(error) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+                        tracing::warn!(%error, "a vsock client could not be watched");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a vsock client was turned away"),
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Cold boot.
+
+use std::path::PathBuf;
+
+use spore_devices::ioapic::Ioapic;
+use spore_devices::virtio::block::{Access, Block, BlockId};
+use spore_devices::virtio::mem::Mem;
+use spore_devices::virtio::mmio::MmioTransport;
+use spore_devices::virtio::vsock::{GuestCid, Vsock};
+use spore_devices::vmgenid::VmGenId;
+use vm_memory::{GuestAddress, GuestAddressSpace};
+use vm_superio::Serial;
+
+use super::parts::{Attachments, Foundation, mem_config};
+use super::{MAX_VCPUS, Machine, MachineError, host, ioctl};
+use crate::acpi;
+use crate::boot;
+use crate::console::ConsoleLog;
+use crate::device_set::Parts;
+use crate::irq::{IrqLine, KvmRouter, SerialLine};
+use crate::layout::{self, Slot};
+use crate::ram::{Ram, RamLayout};
+use crate::random;
+use crate::vcpu::{cpuid, entry};
+
+/// What a cold boot needs to know.
+#[derive(Clone, Debug)]
+pub struct BootConfig {
+    /// vCPUs, 1 to 16.
+    pub vcpus: u8,
+    /// Memory sizes.
+    pub ram: RamLayout,
+    /// Kernel file: ELF or bzImage.
+    pub kernel: PathBuf,
+    /// Kernel command line.
+    pub cmdline: String,
+}
+
+impl Machine {
+    /// A machine about to execute the first instruction of its kernel.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn boot(config: &BootConfig, attachments: Attachments) -> Result<Self, MachineError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(MachineError::VcpuCount(config.vcpus.into()));
+        }
+        let ram = Ram::anonymous(config.ram)?;
+        let memory = ram.view().memory();
+        let entry = boot::load(&memory, config.ram, &config.kernel, &config.cmdline)?;
+        acpi::write_tables(&memory, config.vcpus)?;
+        let generation = random::bytes();
+        VmGenId::new(generation, GuestAddress(layout::VMGENID))
+            .write_to(&memory)
+            .map_err(|error| MachineError::Device {
+                device: "vmgenid",
+                why: error.to_string(),
+            })?;
+        drop(memory);
+
+        let (base, hotplug) = Foundation::new(ram, config.vcpus, &[])?;
+        let vcpus = base.create_vcpus(config.vcpus)?;
+        for vcpu in &vcpus {
+            let cpuid = cpuid::for_vcpu(&base.kvm, vcpu.index, config.vcpus)
+                .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+            vcpu.fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+        }
+        if let Some(first) = vcpus.first() {
+            entry::set_boot_state(&first.fd, entry).map_err(ioctl("the boot vCPU's registers"))?;
+        }
+
+        let line = |gsi: u32| IrqLine::new(&base.vm, gsi).map_err(host("an interrupt line"));
+        let id = BlockId::try_from("root").map_err(|error| MachineError::Device {
+            device: "virtio-blk",
+            why: error.to_string(),
+        })?;
+        let parts = Parts {
+            root: MmioTransport::new(
+                Block::new(attachments.disk, id, Access::ReadWrite),
+                line(Slot::Root.gsi())?,
+            ),
+            mem: MmioTransport::new(Mem::new(mem_config(config.ram)?, hotplug), line(Slot::Mem.gsi())?),
+            vsock: MmioTransport::new(
+                Vsock::new(GuestCid::FIRST, u32::from_le_bytes(random::bytes())),
+                line(Slot::Vsock.gsi())?,
+            ),
+            ioapic: Ioapic::new(KvmRouter(base.vm.clone())),
+            serial: Serial::new(
+                SerialLine(line(layout::COM1_GSI)?),
+                ConsoleLog::new(attachments.console),
+            ),
+            generation_line: line(layout::GED_GSI)?,
+        };
+        base.assemble(vcpus, parts, attachments.vsock, generation)
+    }
+}
