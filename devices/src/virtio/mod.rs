@@ -4,5 +4,6 @@
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
 pub mod device;
+pub mod vsock;
 
 pub use device::{ActivateError, DeviceError, DeviceType, Memory, VirtioDevice};
