@@ -262,7 +262,7 @@ const RX: usize = 0;
 const TX: usize = 1;
 const EVENT: usize = 2;
 const TX_AREA: u64 = 0x40_0000;
-pub(super) const MEMORY_SIZE: usize = 0x100_0000;
+pub(super) const MEMORY_SIZE: usize = 0x60_0000;
 
 impl Guest {
     /// A driver that has started: event buffers offered, and receive buffers of `rx_size` bytes.

@@ -1,5 +1,6 @@
 //! The device driven through real rings by a guest driver, with host streams in memory.
 
+mod framing;
 mod hostile;
 mod lifecycle;
 mod transfer;
