@@ -14,6 +14,7 @@ pub mod rng;
 
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 
 pub use device::{ActivateError, DeviceError, DeviceType, Memory, VirtioDevice};
 pub use queue_state::QueueState;
