@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 use spore_devices::ioapic::{Ioapic, IoapicState};
+use spore_devices::virtio::balloon::{Balloon, BalloonState};
 use spore_devices::virtio::block::{Block, BlockState};
 use spore_devices::virtio::mem::{Mem, MemState};
 use spore_devices::virtio::mmio::{InterruptLine, LostInterrupt, MmioTransport, TransportState, VirtioMmio};
+use spore_devices::virtio::rng::{Rng, RngState};
 use spore_devices::virtio::vsock::{Vsock, VsockState};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
@@ -19,6 +21,7 @@ use crate::hotplug::{Hotplug, Settle};
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::Slot;
 use crate::ram::Ram;
+use crate::reclaim::Reclaim;
 
 /// Offset of QueueNotify in a virtio-mmio register page (virtio 1.2, 4.2.2).
 pub const QUEUE_NOTIFY: u64 = 0x50;
@@ -34,6 +37,10 @@ pub struct DeviceSet {
     pub mem: Mutex<MmioTransport<Mem<Hotplug>>>,
     /// virtio-vsock.
     pub vsock: Mutex<MmioTransport<Vsock>>,
+    /// virtio-rng.
+    pub rng: Mutex<MmioTransport<Rng>>,
+    /// virtio-balloon.
+    pub balloon: Mutex<MmioTransport<Balloon<Reclaim>>>,
     /// The interrupt router.
     pub ioapic: Mutex<Ioapic<KvmRouter>>,
     /// The console.
@@ -64,6 +71,10 @@ pub struct DeviceStates {
     pub mem: (TransportState, MemState),
     /// virtio-vsock.
     pub vsock: (TransportState, VsockState),
+    /// virtio-rng.
+    pub rng: (TransportState, RngState),
+    /// virtio-balloon.
+    pub balloon: (TransportState, BalloonState),
     /// IOAPIC.
     pub ioapic: IoapicState,
     /// Serial registers that the driver set up.
@@ -127,6 +138,10 @@ pub struct Parts {
     pub mem: MmioTransport<Mem<Hotplug>>,
     /// virtio-vsock.
     pub vsock: MmioTransport<Vsock>,
+    /// virtio-rng.
+    pub rng: MmioTransport<Rng>,
+    /// virtio-balloon.
+    pub balloon: MmioTransport<Balloon<Reclaim>>,
     /// IOAPIC.
     pub ioapic: Ioapic<KvmRouter>,
     /// Console.
@@ -152,6 +167,8 @@ impl DeviceSet {
             root: Mutex::new(parts.root),
             mem: Mutex::new(parts.mem),
             vsock: Mutex::new(parts.vsock),
+            rng: Mutex::new(parts.rng),
+            balloon: Mutex::new(parts.balloon),
             ioapic: Mutex::new(parts.ioapic),
             serial: Mutex::new(parts.serial),
             generation_line: parts.generation_line,
@@ -182,6 +199,8 @@ impl DeviceSet {
             Slot::Root => &self.root,
             Slot::Mem => &self.mem,
             Slot::Vsock => &self.vsock,
+            Slot::Rng => &self.rng,
+            Slot::Balloon => &self.balloon,
         }
     }
 
@@ -223,10 +242,13 @@ impl DeviceSet {
     /// All devices at rest. The machine must be paused.
     pub fn save(&self) -> DeviceStates {
         let (root, mem, vsock) = (lock(&self.root), lock(&self.mem), lock(&self.vsock));
+        let (rng, balloon) = (lock(&self.rng), lock(&self.balloon));
         DeviceStates {
             root: (root.save(), root.device().save()),
             mem: (mem.save(), mem.device().save()),
             vsock: (vsock.save(), vsock.device().save()),
+            rng: (rng.save(), rng.device().save()),
+            balloon: (balloon.save(), balloon.device().save()),
             ioapic: lock(&self.ioapic).save(),
             serial: SerialRegisters::of(&lock(&self.serial)),
         }

@@ -103,11 +103,15 @@ pub enum Slot {
     Mem = 1,
     /// virtio-vsock.
     Vsock = 2,
+    /// virtio-rng.
+    Rng = 3,
+    /// virtio-balloon (free page reporting).
+    Balloon = 4,
 }
 
 impl Slot {
     /// All of them, in order.
-    pub const ALL: [Slot; 3] = [Slot::Root, Slot::Mem, Slot::Vsock];
+    pub const ALL: [Slot; 5] = [Slot::Root, Slot::Mem, Slot::Vsock, Slot::Rng, Slot::Balloon];
 
     /// Guest-physical address of the device's registers.
     pub const fn mmio(self) -> u64 {

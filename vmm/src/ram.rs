@@ -98,6 +98,8 @@ pub struct Ram {
     layout: RamLayout,
     base: NonNull<u8>,
     view: GuestMemoryAtomic<Memory>,
+    /// The checkpoint file behind the private mappings, if any.
+    backing: Option<File>,
 }
 
 // SAFETY: `base` is an address range owned by this value for its whole life; access to the bytes
@@ -152,7 +154,11 @@ impl Ram {
                 layout.span()
             )));
         }
-        let ram = Self::reserve(layout)?;
+        let mut ram = Self::reserve(layout)?;
+        let backing = file
+            .try_clone()
+            .map_err(|source| RamError::Map { what: "a handle on the memory file", bytes: length, source })?;
+        ram.backing = Some(backing);
         ram.map_file(file, 0, layout.boot)?;
         for &(offset, bytes) in plugged {
             ram.check_run(offset, bytes)?;
@@ -229,6 +235,55 @@ impl Ram {
         Ok(())
     }
 
+    /// Gives the host memory behind a range of the span back; the guest finds zeros there, or in a
+    /// file-backed range the checkpoint's own bytes. Offsets and lengths are rounded inwards to pages.
+    ///
+    /// # Errors
+    /// What `madvise(2)` reports; nothing is lost then.
+    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let end = offset.saturating_add(bytes).min(self.layout.span()) / layout::PAGE_SIZE * layout::PAGE_SIZE;
+        let start = offset.next_multiple_of(layout::PAGE_SIZE);
+        if start >= end {
+            return Ok(());
+        }
+        // SAFETY: the range lies in our reservation; its content is the guest's to give up.
+        let result = unsafe {
+            libc::madvise(
+                self.host_address(start) as *mut libc::c_void,
+                as_len(end - start),
+                libc::MADV_DONTNEED,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Parts of a range of the span where the checkpoint file behind this memory has data, as
+    /// `(start, end)` span offsets cut to the range. Empty for memory of a cold boot.
+    ///
+    /// # Errors
+    /// What `lseek(2)` reports.
+    pub fn file_data(&self, start: u64, bytes: u64) -> io::Result<Vec<(u64, u64)>> {
+        let mut found = Vec::new();
+        let Some(file) = &self.backing else { return Ok(found) };
+        let end = start + bytes;
+        let mut at = start;
+        while at < end {
+            let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+                Ok(data) => data,
+                // Nothing but a hole up to the end.
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            if data >= end {
+                break;
+            }
+            let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(data))?;
+            found.push((data / layout::PAGE_SIZE * layout::PAGE_SIZE, hole.min(end)));
+            at = hole;
+        }
+        Ok(found)
+    }
+
     fn region(&self, gpa: u64, offset: u64, bytes: u64) -> Result<GuestRegionMmap<()>, RamError> {
         // SAFETY: offset and length lie inside the reservation (checked by the callers against the
         // layout), which lives as long as `self`, and the view is dropped with it.
@@ -299,8 +354,7 @@ impl Ram {
         Ok(Self {
             layout,
             base,
-            view: GuestMemoryAtomic::new(Memory::new()),
-        })
+            view: GuestMemoryAtomic::new(Memory::new()), backing: None })
     }
 
     fn map_anonymous(&self, offset: u64, bytes: u64) -> Result<(), RamError> {

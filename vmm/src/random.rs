@@ -13,3 +13,18 @@ pub fn bytes<const N: usize>() -> [u8; N] {
     }
     bytes
 }
+
+/// The same as a device's entropy source.
+pub fn source() -> spore_devices::virtio::rng::EntropySource {
+    Box::new(|bytes| {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(count) => filled += count,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    })
+}

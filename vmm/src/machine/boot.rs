@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use spore_devices::ioapic::Ioapic;
+use spore_devices::virtio::balloon::Balloon;
 use spore_devices::virtio::block::{Access, Block, BlockId};
 use spore_devices::virtio::mem::Mem;
 use spore_devices::virtio::mmio::MmioTransport;
+use spore_devices::virtio::rng::Rng;
 use spore_devices::virtio::vsock::{GuestCid, Vsock};
 use spore_devices::vmgenid::VmGenId;
 use vm_memory::{GuestAddress, GuestAddressSpace};
@@ -20,6 +22,7 @@ use crate::device_set::Parts;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
 use crate::ram::{Ram, RamLayout};
+use crate::reclaim::Reclaim;
 use crate::random;
 use crate::vcpu::{cpuid, entry};
 
@@ -84,6 +87,8 @@ impl Machine {
                 Vsock::new(GuestCid::FIRST, u32::from_le_bytes(random::bytes())),
                 line(Slot::Vsock.gsi())?,
             ),
+            rng: MmioTransport::new(Rng::new(random::source()), line(Slot::Rng.gsi())?),
+            balloon: MmioTransport::new(Balloon::new(Reclaim::new(base.ram.clone())), line(Slot::Balloon.gsi())?),
             ioapic: Ioapic::new(KvmRouter(base.vm.clone())),
             serial: Serial::new(
                 SerialLine(line(layout::COM1_GSI)?),

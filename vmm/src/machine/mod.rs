@@ -6,6 +6,7 @@
 //! constructors of their own: [`boot`](Machine::boot), [`restore`](Machine::restore).
 
 mod boot;
+mod image;
 mod parts;
 mod restore;
 mod running;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 
 pub use boot::BootConfig;
+pub use image::ImageError;
 pub use parts::Attachments;
 pub use running::Running;
 pub use state::MachineState;

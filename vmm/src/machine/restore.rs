@@ -4,9 +4,11 @@ use std::fs::File;
 
 use spore_devices::ioapic::Ioapic;
 use spore_devices::virtio::VirtioDevice;
+use spore_devices::virtio::balloon::Balloon;
 use spore_devices::virtio::block::Block;
 use spore_devices::virtio::mem::Mem;
 use spore_devices::virtio::mmio::{MmioTransport, TransportState};
+use spore_devices::virtio::rng::Rng;
 use spore_devices::virtio::vsock::Vsock;
 use spore_devices::vmgenid::VmGenId;
 use vm_memory::{GuestAddress, GuestAddressSpace};
@@ -22,6 +24,7 @@ use crate::hotplug::run_of;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
 use crate::ram::Ram;
+use crate::reclaim::Reclaim;
 use crate::random;
 use crate::vcpu::{cpuid, state};
 
@@ -82,9 +85,13 @@ impl Machine {
         let view = base.ram.view().memory();
         let (root_transport, root) = &state.devices.root;
         let (vsock_transport, vsock) = &state.devices.vsock;
+        let (rng_transport, rng) = &state.devices.rng;
+        let (balloon_transport, balloon) = &state.devices.balloon;
         let root = Block::restore(root.clone(), attachments.disk).map_err(refused("virtio-blk"))?;
         let mem = Mem::restore(config, mem_state, hotplug).map_err(refused("virtio-mem"))?;
         let vsock = Vsock::restore(vsock).map_err(refused("virtio-vsock"))?;
+        let rng = Rng::restore(rng.clone(), random::source());
+        let balloon = Balloon::restore(balloon.clone(), Reclaim::new(base.ram.clone()));
         let parts = Parts {
             root: transport("virtio-blk", root, root_transport, line(Slot::Root.gsi())?, &view)?,
             mem: transport("virtio-mem", mem, mem_transport, line(Slot::Mem.gsi())?, &view)?,
@@ -95,6 +102,8 @@ impl Machine {
                 line(Slot::Vsock.gsi())?,
                 &view,
             )?,
+            rng: transport("virtio-rng", rng, rng_transport, line(Slot::Rng.gsi())?, &view)?,
+            balloon: transport("virtio-balloon", balloon, balloon_transport, line(Slot::Balloon.gsi())?, &view)?,
             ioapic,
             serial: Serial::from_state(
                 &state.devices.serial.to_state(),

@@ -108,6 +108,11 @@ impl Running {
         &self.shared.ended
     }
 
+    /// Guest memory.
+    pub fn ram(&self) -> &crate::ram::Ram {
+        &self.shared.ram
+    }
+
     /// The devices, for requests that do not need a pause.
     pub fn devices(&self) -> &crate::device_set::DeviceSet {
         &self.shared.devices

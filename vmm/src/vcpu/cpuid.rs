@@ -133,3 +133,20 @@ pub fn missing_features(
     }
     Ok(missing)
 }
+
+/// The feature words of a CPUID, for a person reading a checkpoint's manifest.
+pub fn feature_words(cpuid: &[kvm_cpuid_entry2]) -> Vec<String> {
+    let mut words = Vec::new();
+    for entry in cpuid {
+        let registers: &[(&str, u32)] = match (entry.function, entry.index) {
+            (0x1 | 0x8000_0001, _) => &[("ecx", entry.ecx), ("edx", entry.edx)],
+            (0x7, _) => &[("ebx", entry.ebx), ("ecx", entry.ecx), ("edx", entry.edx)],
+            (0xD, 0 | 1) | (0x4000_0001, _) => &[("eax", entry.eax)],
+            _ => &[],
+        };
+        for (name, bits) in registers {
+            words.push(format!("cpuid.{:x}.{:x}.{name}={bits:08x}", entry.function, entry.index));
+        }
+    }
+    words
+}
