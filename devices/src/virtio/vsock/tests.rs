@@ -6,10 +6,26 @@ mod lifecycle;
 mod transfer;
 
 use super::testing::{Client, Guest, Socket, host_pair};
-use super::{ConnectionId, GuestCid, Vsock};
+use super::{ConnectionId, GuestCid, Readiness, Vsock};
 
 /// Port everything in the guest listens on.
 const PORT: u32 = 5000;
+
+const READABLE: Readiness = Readiness {
+    readable: true,
+    writable: false,
+    hung_up: false,
+};
+const WRITABLE: Readiness = Readiness {
+    readable: false,
+    writable: true,
+    hung_up: false,
+};
+const HUNG_UP: Readiness = Readiness {
+    readable: true,
+    writable: true,
+    hung_up: true,
+};
 
 fn new_vsock() -> Vsock {
     Vsock::new(GuestCid::FIRST, 77)

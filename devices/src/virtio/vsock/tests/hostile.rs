@@ -7,8 +7,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::super::packet::{HEADER_LEN, Header, MAX_PAYLOAD, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::testing::{Client, Guest, MEMORY_SIZE, Part, packet, reap};
-use super::super::{BUF_ALLOC, HostStream, MAX_CONNECTIONS, Readiness, Vsock};
-use super::{PORT, connect, established, new_vsock};
+use super::super::{BUF_ALLOC, HostStream, MAX_CONNECTIONS, Vsock};
+use super::{HUNG_UP, PORT, READABLE, WRITABLE, connect, established, new_vsock};
 use crate::virtio::{Memory, VirtioDevice};
 
 #[test]
@@ -52,6 +52,19 @@ fn resets_that_find_no_buffer_are_bounded() {
         guest.pump(&mut vsock);
     }
     assert_eq!(vsock.muxer().sizes().1, 2 * MAX_CONNECTIONS);
+}
+
+#[test]
+fn clients_that_come_and_go_leave_nothing_in_a_guest_without_buffers() {
+    let (mut vsock, mut guest) = (new_vsock(), Guest::new(0, 0));
+    for _ in 0..50 {
+        let (client, id) = connect(&mut vsock);
+        guest.pump(&mut vsock);
+        drop(client);
+        vsock.host_ready(id, HUNG_UP);
+        assert_eq!(reap(&mut vsock), 1);
+        assert_eq!(vsock.muxer().sizes(), (0, 0, 0, 0));
+    }
 }
 
 #[test]
@@ -219,13 +232,7 @@ fn a_guest_that_hears_no_more_gets_no_more() {
     );
     guest.pump(&mut vsock);
     client.send(b"to deaf ears");
-    vsock.host_ready(
-        id,
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, READABLE);
     guest.send(socket.header(Op::Rw), b"but it talks");
     guest.pump(&mut vsock);
     assert_eq!(guest.receive_ops(), []);
@@ -274,13 +281,7 @@ fn broken_rx_buffers_are_given_back_and_lose_nothing() {
     let (mut client, id, mut socket) = established(&mut vsock, &mut guest, 4096);
     // The one good buffer takes this:
     client.send(b"first");
-    vsock.host_ready(
-        id,
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, READABLE);
     guest.pump(&mut vsock);
     let bad = [
         Part {
@@ -308,13 +309,7 @@ fn broken_rx_buffers_are_given_back_and_lose_nothing() {
         assert!(guest.offer(0, &[part]));
     }
     client.send(b"second");
-    vsock.host_ready(
-        id,
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, READABLE);
     guest.pump(&mut vsock);
     let (parts, len) = guest.take_used(0).unwrap();
     assert_eq!(len as usize, HEADER_LEN + 5);
@@ -520,21 +515,21 @@ proptest! {
                 Step::ClientSends(n, len) => {
                     if let Some((client, id)) = clients.get_mut(n) {
                         client.send(&vec![1; len]);
-                        vsock.host_ready(*id, Readiness { readable: true, ..Readiness::default() });
+                        vsock.host_ready(*id, READABLE);
                     }
                 }
                 Step::ClientLeaves(n) => {
                     if n < clients.len() {
                         let (client, id) = clients.remove(n);
                         drop(client);
-                        vsock.host_ready(id, Readiness { readable: true, writable: true, hung_up: true });
+                        vsock.host_ready(id, HUNG_UP);
                     }
                 }
                 Step::ClientReads(n, limit) => {
                     if let Some((client, id)) = clients.get_mut(n) {
                         client.take();
                         client.limit(limit);
-                        vsock.host_ready(*id, Readiness { writable: true, ..Readiness::default() });
+                        vsock.host_ready(*id, WRITABLE);
                     }
                 }
                 Step::GuestSends { header, payload, mut cuts } => {

@@ -2,21 +2,11 @@
 
 use super::super::packet::{Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::testing::{Guest, MemoryStream, Part, Socket, host_pair, packet, reap};
-use super::super::{GuestCid, GuestConnect, HostStream, MAX_CONNECTIONS, Readiness, Vsock, VsockState};
-use super::{PORT, connect, established, new_vsock};
+use super::super::{GuestCid, GuestConnect, HostStream, MAX_CONNECTIONS, Vsock, VsockState};
+use super::{HUNG_UP, PORT, READABLE, WRITABLE, connect, established, new_vsock};
 use crate::virtio::vsock::ConnectionId;
 use crate::virtio::{DeviceError, DeviceType, VirtioDevice};
 
-const READABLE: Readiness = Readiness {
-    readable: true,
-    writable: false,
-    hung_up: false,
-};
-const HUNG_UP: Readiness = Readiness {
-    readable: true,
-    writable: true,
-    hung_up: true,
-};
 const BOTH: u32 = SHUTDOWN_SEND | SHUTDOWN_RECEIVE;
 
 #[test]
@@ -173,22 +163,23 @@ fn end_of_file_waits_behind_bytes_a_slow_client_has_not_taken() {
     let (mut vsock, mut guest) = (new_vsock(), Guest::new(8, 4096));
     let (mut client, id, socket) = established(&mut vsock, &mut guest, 65536);
     client.limit(3);
-    guest.send(socket.header(Op::Rw), b"abcdef");
+    guest.send(socket.header(Op::Rw), b"abcdefghi");
     let mut end = socket.header(Op::Shutdown);
     end.flags = SHUTDOWN_SEND;
     guest.send(end, &[]);
     guest.pump(&mut vsock);
     assert_eq!(client.take(), b"abc");
+    client.end(); // The other direction's end does not hasten this one's.
+    vsock.host_ready(id, READABLE);
+    guest.pump(&mut vsock);
     assert!(!client.at_eof());
-    vsock.host_ready(
-        id,
-        Readiness {
-            writable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, WRITABLE);
     assert_eq!(client.take(), b"def");
+    assert!(!client.at_eof());
+    vsock.host_ready(id, WRITABLE);
+    assert_eq!(client.take(), b"ghi");
     assert!(client.at_eof());
+    assert_eq!(reap(&mut vsock), 1);
 }
 
 #[test]
@@ -204,13 +195,7 @@ fn a_guest_that_closes_is_let_go_while_a_slow_client_still_reads() {
     assert_eq!(guest.receive_ops(), [Op::Rst]);
     assert_eq!(client.take(), b"abc");
     assert!(!client.is_closed());
-    vsock.host_ready(
-        id,
-        Readiness {
-            writable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, WRITABLE);
     assert_eq!(client.take(), b"def");
     assert_eq!(reap(&mut vsock), 1);
     assert!(client.is_closed());
@@ -245,6 +230,33 @@ fn what_a_vanished_client_wrote_reaches_the_guest() {
     }
     assert_eq!(socket.read(99), b"testament");
     assert!(socket.shutdown == BOTH && !socket.reset);
+    assert_eq!(reap(&mut vsock), 1);
+}
+
+#[test]
+fn a_silent_guest_learns_that_nobody_reads_any_more() {
+    let (mut vsock, mut guest) = (new_vsock(), Guest::new(8, 4096));
+    let (mut client, id, mut socket) = established(&mut vsock, &mut guest, 5);
+    client.send(b"unread");
+    vsock.host_ready(id, READABLE);
+    guest.pump(&mut vsock);
+    drop(client);
+    vsock.host_ready(id, HUNG_UP);
+    guest.pump(&mut vsock);
+    for packet in guest.receive() {
+        socket.take(&packet);
+    }
+    assert_eq!(
+        socket.shutdown, SHUTDOWN_RECEIVE,
+        "there is a byte to deliver yet"
+    );
+    assert_eq!(socket.read(99), b"unrea");
+    guest.send(socket.header(Op::CreditUpdate), &[]);
+    guest.pump(&mut vsock);
+    for packet in guest.receive() {
+        socket.take(&packet);
+    }
+    assert_eq!((&socket.read(99)[..], socket.shutdown), (&b"d"[..], BOTH));
     assert_eq!(reap(&mut vsock), 1);
 }
 

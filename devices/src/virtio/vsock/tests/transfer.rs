@@ -4,13 +4,13 @@ use proptest::prelude::*;
 
 use super::super::packet::Op;
 use super::super::testing::{Client, Guest, Socket};
-use super::super::{BUF_ALLOC, ConnectionId, Readiness, Vsock};
-use super::{established, new_vsock};
+use super::super::{BUF_ALLOC, ConnectionId, Vsock};
+use super::{READABLE, WRITABLE, established, new_vsock};
 
 /// Bytes that repeat with no period a buffer could have.
 fn pattern(from: usize, len: usize) -> Vec<u8> {
     (from..from + len)
-        .map(|n| (n % 251) as u8 ^ (n >> 13) as u8)
+        .map(|n| (n % 251).to_le_bytes()[0] ^ (n >> 13).to_le_bytes()[0])
         .collect()
 }
 
@@ -55,22 +55,10 @@ impl Load {
             let len = 30_000.min(self.total - self.to_guest);
             self.client.send(&pattern(self.to_guest, len));
             self.to_guest += len;
-            vsock.host_ready(
-                self.id,
-                Readiness {
-                    readable: true,
-                    ..Readiness::default()
-                },
-            );
+            vsock.host_ready(self.id, READABLE);
         }
         self.at_client.extend(self.client.take());
-        vsock.host_ready(
-            self.id,
-            Readiness {
-                writable: true,
-                ..Readiness::default()
-            },
-        );
+        vsock.host_ready(self.id, WRITABLE);
     }
 
     /// The guest reads a bit, tells so as Linux does, and writes what it has credit for.
@@ -164,13 +152,7 @@ fn no_connection_starves_another() {
     for load in &mut loads {
         load.client.send(&pattern(0, 100_000));
         load.to_guest = 100_000;
-        vsock.host_ready(
-            load.id,
-            Readiness {
-                readable: true,
-                ..Readiness::default()
-            },
-        );
+        vsock.host_ready(load.id, READABLE);
     }
     // Four buffers a round, six connections: after three rounds each had two of them.
     for _ in 0..3 {
@@ -194,13 +176,7 @@ fn a_guest_that_gives_no_credit_is_asked_once_and_believed_when_it_does() {
     let (mut vsock, mut guest) = (new_vsock(), Guest::new(8, 4096));
     let (mut client, id, mut socket) = established(&mut vsock, &mut guest, 10);
     client.send(&pattern(0, 25));
-    vsock.host_ready(
-        id,
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, READABLE);
     guest.pump(&mut vsock);
     let packets = guest.receive();
     let lens: Vec<_> = packets
@@ -252,13 +228,7 @@ fn a_client_that_does_not_read_stops_the_guest_at_its_credit() {
     assert_eq!(vsock.muxer().sizes().3, BUF_ALLOC as usize);
     assert_eq!(guest.receive_ops(), [], "no room, no credit update");
     client.limit(usize::MAX);
-    vsock.host_ready(
-        id,
-        Readiness {
-            writable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, WRITABLE);
     guest.pump(&mut vsock);
     assert_eq!(guest.receive_ops(), [Op::CreditUpdate]);
     assert_eq!(client.take().len(), BUF_ALLOC as usize);
@@ -269,13 +239,7 @@ fn what_finds_no_buffer_waits_for_one() {
     let (mut vsock, mut guest) = (new_vsock(), Guest::new(8, 4096));
     let (mut client, id, _socket) = established(&mut vsock, &mut guest, 1 << 30);
     client.send(&[1; 40_000]);
-    vsock.host_ready(
-        id,
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        },
-    );
+    vsock.host_ready(id, READABLE);
     guest.pump(&mut vsock);
     assert!(!vsock.wants_pump(), "the guest's kick will say when to go on");
     assert_eq!(guest.receive().len(), 8);
