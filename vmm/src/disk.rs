@@ -36,7 +36,9 @@ impl SharedOverlay {
     /// What the disk reports. When `next` cannot be made nothing has changed.
     pub fn seal(&self, next: &Path) -> Result<Vec<Arc<Layer>>, DiskError> {
         let mut slot = self.lock();
-        let Some(overlay) = slot.take() else { return Ok(Vec::new()) };
+        let Some(overlay) = slot.take() else {
+            return Ok(Vec::new());
+        };
         let (size, durability) = (overlay.len(), overlay.durability());
         let mut layers = overlay.lower().to_vec();
         let frozen = overlay.freeze();
@@ -79,7 +81,9 @@ fn with(
 ) -> io::Result<()> {
     match slot.as_mut() {
         Some(overlay) => operation(overlay).map_err(io::Error::other),
-        None => Err(io::Error::other("the disk was lost when a new overlay could not be made")),
+        None => Err(io::Error::other(
+            "the disk was lost when a new overlay could not be made",
+        )),
     }
 }
 
@@ -114,13 +118,26 @@ pub struct LayerFile {
 pub fn open(spec: &DiskSpec) -> Result<SharedOverlay, DiskError> {
     let mut layers = Vec::with_capacity(spec.layers.len());
     for file in &spec.layers {
-        let layer = if file.raw { Layer::open_raw(&file.path)? } else { Layer::open_sealed(&file.path)? };
+        let layer = if file.raw {
+            Layer::open_raw(&file.path)?
+        } else {
+            Layer::open_sealed(&file.path)?
+        };
         layers.push(Arc::new(layer));
     }
     let size = match (spec.virtual_size, layers.last()) {
         (0, Some(top)) => top.virtual_size(),
         (size, _) => size,
     };
-    let durability = if spec.durable { Durability::Durable } else { Durability::Ephemeral };
-    Ok(SharedOverlay::new(Overlay::create(&spec.overlay, size, layers, durability)?))
+    let durability = if spec.durable {
+        Durability::Durable
+    } else {
+        Durability::Ephemeral
+    };
+    Ok(SharedOverlay::new(Overlay::create(
+        &spec.overlay,
+        size,
+        layers,
+        durability,
+    )?))
 }

@@ -155,9 +155,11 @@ impl Ram {
             )));
         }
         let mut ram = Self::reserve(layout)?;
-        let backing = file
-            .try_clone()
-            .map_err(|source| RamError::Map { what: "a handle on the memory file", bytes: length, source })?;
+        let backing = file.try_clone().map_err(|source| RamError::Map {
+            what: "a handle on the memory file",
+            bytes: length,
+            source,
+        })?;
         ram.backing = Some(backing);
         ram.map_file(file, 0, layout.boot)?;
         for &(offset, bytes) in plugged {
@@ -241,7 +243,8 @@ impl Ram {
     /// # Errors
     /// What `madvise(2)` reports; nothing is lost then.
     pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let end = offset.saturating_add(bytes).min(self.layout.span()) / layout::PAGE_SIZE * layout::PAGE_SIZE;
+        let end =
+            offset.saturating_add(bytes).min(self.layout.span()) / layout::PAGE_SIZE * layout::PAGE_SIZE;
         let start = offset.next_multiple_of(layout::PAGE_SIZE);
         if start >= end {
             return Ok(());
@@ -254,7 +257,11 @@ impl Ram {
                 libc::MADV_DONTNEED,
             )
         };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Parts of a range of the span where the checkpoint file behind this memory has data, as
@@ -264,7 +271,9 @@ impl Ram {
     /// What `lseek(2)` reports.
     pub fn file_data(&self, start: u64, bytes: u64) -> io::Result<Vec<(u64, u64)>> {
         let mut found = Vec::new();
-        let Some(file) = &self.backing else { return Ok(found) };
+        let Some(file) = &self.backing else {
+            return Ok(found);
+        };
         let end = start + bytes;
         let mut at = start;
         while at < end {
@@ -354,7 +363,9 @@ impl Ram {
         Ok(Self {
             layout,
             base,
-            view: GuestMemoryAtomic::new(Memory::new()), backing: None })
+            view: GuestMemoryAtomic::new(Memory::new()),
+            backing: None,
+        })
     }
 
     fn map_anonymous(&self, offset: u64, bytes: u64) -> Result<(), RamError> {

@@ -23,9 +23,10 @@ impl Reclaim {
 impl PageReporter for Reclaim {
     fn report_free(&mut self, gpa: GuestAddress, len: u64) -> io::Result<()> {
         let layout = self.ram.layout();
-        let (Some(start), Some(last)) =
-            (layout.offset_of(gpa.raw_value()), gpa.checked_add(len.saturating_sub(1)).map(|end| end.raw_value()))
-        else {
+        let (Some(start), Some(last)) = (
+            layout.offset_of(gpa.raw_value()),
+            gpa.checked_add(len.saturating_sub(1)).map(|end| end.raw_value()),
+        ) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
         // Both ends in the same piece of RAM, so everything between is.

@@ -22,8 +22,8 @@ use crate::device_set::Parts;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
 use crate::ram::{Ram, RamLayout};
-use crate::reclaim::Reclaim;
 use crate::random;
+use crate::reclaim::Reclaim;
 use crate::vcpu::{cpuid, entry};
 
 /// What a cold boot needs to know.
@@ -62,11 +62,12 @@ impl Machine {
         drop(memory);
 
         let (base, hotplug) = Foundation::new(ram, config.vcpus, &[])?;
-        let vcpus = base.create_vcpus(config.vcpus)?;
-        for vcpu in &vcpus {
+        let mut vcpus = base.create_vcpus(config.vcpus)?;
+        for vcpu in &mut vcpus {
             let cpuid = cpuid::for_vcpu(&base.kvm, vcpu.index, config.vcpus)
                 .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
             vcpu.fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
+            vcpu.cpuid = cpuid.as_slice().to_vec();
         }
         if let Some(first) = vcpus.first() {
             entry::set_boot_state(&first.fd, entry).map_err(ioctl("the boot vCPU's registers"))?;
@@ -88,7 +89,10 @@ impl Machine {
                 line(Slot::Vsock.gsi())?,
             ),
             rng: MmioTransport::new(Rng::new(random::source()), line(Slot::Rng.gsi())?),
-            balloon: MmioTransport::new(Balloon::new(Reclaim::new(base.ram.clone())), line(Slot::Balloon.gsi())?),
+            balloon: MmioTransport::new(
+                Balloon::new(Reclaim::new(base.ram.clone())),
+                line(Slot::Balloon.gsi())?,
+            ),
             ioapic: Ioapic::new(KvmRouter(base.vm.clone())),
             serial: Serial::new(
                 SerialLine(line(layout::COM1_GSI)?),

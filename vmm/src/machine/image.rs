@@ -44,9 +44,12 @@ impl Machine {
     pub fn write_memory(&self, plugged: &[PluggedRun], writer: &mut MemoryWriter) -> Result<(), ImageError> {
         let ram = &self.shared.ram;
         let boot = ram.layout().boot;
-        let pagemap = File::open("/proc/self/pagemap")
-            .map_err(|source| ImageError::Look { what: "opening pagemap", source })?;
-        let ranges = std::iter::once((0, boot)).chain(plugged.iter().map(|&(start, bytes)| (boot + start, bytes)));
+        let pagemap = File::open("/proc/self/pagemap").map_err(|source| ImageError::Look {
+            what: "opening pagemap",
+            source,
+        })?;
+        let ranges =
+            std::iter::once((0, boot)).chain(plugged.iter().map(|&(start, bytes)| (boot + start, bytes)));
         for (start, bytes) in ranges {
             let mut at = start;
             while at < start + bytes {
@@ -77,16 +80,30 @@ fn populated(ram: &Ram, pagemap: &File, start: u64, bytes: u64) -> Result<Vec<(u
     let mut entries = vec![0u8; pages * 8];
     pagemap
         .read_exact_at(&mut entries, ram.host_address(start) / PAGE_SIZE * 8)
-        .map_err(|source| ImageError::Look { what: "reading pagemap", source })?;
-    let mut wanted: Vec<bool> =
-        entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry) & POPULATED != 0).collect();
-    for (from, to) in ram.file_data(start, bytes).map_err(|source| ImageError::Look { what: "SEEK_DATA", source })? {
+        .map_err(|source| ImageError::Look {
+            what: "reading pagemap",
+            source,
+        })?;
+    let mut wanted: Vec<bool> = entries
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|entry| u64::from_le_bytes(*entry) & POPULATED != 0)
+        .collect();
+    for (from, to) in ram.file_data(start, bytes).map_err(|source| ImageError::Look {
+        what: "SEEK_DATA",
+        source,
+    })? {
         let first = to_usize((from - start) / PAGE_SIZE);
         let last = to_usize((to - start).div_ceil(PAGE_SIZE)).min(pages);
         wanted[first..last].fill(true);
     }
     let mut runs: Vec<(u64, u64)> = Vec::new();
-    for (at, _) in (start..).step_by(4096).zip(&wanted).filter(|(_, wanted)| **wanted) {
+    for (at, _) in (start..)
+        .step_by(4096)
+        .zip(&wanted)
+        .filter(|(_, wanted)| **wanted)
+    {
         match runs.last_mut() {
             Some((run, length)) if *run + *length == at => *length += PAGE_SIZE,
             _ => runs.push((at, PAGE_SIZE)),

@@ -71,7 +71,11 @@ impl Foundation {
                     .vm
                     .create_vcpu(u64::from(index))
                     .map_err(ioctl("KVM_CREATE_VCPU"))?;
-                Ok(Vcpu { index, fd })
+                Ok(Vcpu {
+                    index,
+                    fd,
+                    cpuid: Vec::new(),
+                })
             })
             .collect()
     }

@@ -24,8 +24,8 @@ use crate::hotplug::run_of;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
 use crate::ram::Ram;
-use crate::reclaim::Reclaim;
 use crate::random;
+use crate::reclaim::Reclaim;
 use crate::vcpu::{cpuid, state};
 
 fn refused<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> MachineError {
@@ -65,14 +65,15 @@ impl Machine {
             .map_err(refused("vmgenid"))?;
 
         let (base, hotplug) = Foundation::new(ram, count, &plugged)?;
-        let vcpus = base.create_vcpus(count)?;
-        for (vcpu, saved) in vcpus.iter().zip(&state.vcpus) {
+        let mut vcpus = base.create_vcpus(count)?;
+        for (vcpu, saved) in vcpus.iter_mut().zip(&state.vcpus) {
             let missing = cpuid::missing_features(&base.kvm, saved.cpuid())
                 .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
             if !missing.is_empty() {
                 return Err(MachineError::CpuFeatures(missing));
             }
             state::restore(vcpu.index, &vcpu.fd, saved)?;
+            vcpu.cpuid = saved.cpuid().to_vec();
         }
         base.vm
             .set_clock(&clock_from(state.clock_ns))
@@ -103,7 +104,13 @@ impl Machine {
                 &view,
             )?,
             rng: transport("virtio-rng", rng, rng_transport, line(Slot::Rng.gsi())?, &view)?,
-            balloon: transport("virtio-balloon", balloon, balloon_transport, line(Slot::Balloon.gsi())?, &view)?,
+            balloon: transport(
+                "virtio-balloon",
+                balloon,
+                balloon_transport,
+                line(Slot::Balloon.gsi())?,
+                &view,
+            )?,
             ioapic,
             serial: Serial::from_state(
                 &state.devices.serial.to_state(),

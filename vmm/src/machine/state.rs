@@ -35,7 +35,7 @@ impl Machine {
         let vcpus = self
             .vcpus
             .iter()
-            .map(|vcpu| state::save(vcpu.index, &vcpu.fd, &self.shared.msrs))
+            .map(|vcpu| state::save(vcpu.index, &vcpu.fd, &vcpu.cpuid, &self.shared.msrs))
             .collect::<Result<_, _>>()?;
         let clock = self.shared.vm.get_clock().map_err(ioctl("KVM_GET_CLOCK"))?;
         Ok(MachineState {

@@ -56,7 +56,11 @@ pub enum VmError {
 
 /// Console lines as part of an error message.
 pub fn serial(console: &str) -> String {
-    if console.is_empty() { String::new() } else { format!("; the console's last lines:\n{console}") }
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("; the console's last lines:\n{console}")
+    }
 }
 
 /// Lines of console that go into an error.
@@ -98,14 +102,22 @@ impl VmHandle {
     /// [`VmError::Spawn`].
     pub fn spawn(console: &Path, vsock: &Path) -> Result<Self, VmError> {
         let program = program();
-        let failed = |source| VmError::Spawn { program: program.clone(), source };
+        let failed = |source| VmError::Spawn {
+            program: program.clone(),
+            source,
+        };
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new(&program)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .spawn()
             .map_err(failed)?;
-        Ok(Self { child, control: ours, console: console.to_owned(), vsock: vsock.to_owned() })
+        Ok(Self {
+            child,
+            control: ours,
+            console: console.to_owned(),
+            vsock: vsock.to_owned(),
+        })
     }
 
     /// The process id.
@@ -161,7 +173,10 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn save(&mut self, directory: &Path, next_overlay: &Path) -> Result<Saved, VmError> {
-        let spec = SaveSpec { directory: directory.to_owned(), next_overlay: next_overlay.to_owned() };
+        let spec = SaveSpec {
+            directory: directory.to_owned(),
+            next_overlay: next_overlay.to_owned(),
+        };
         match self.ask(&Request::Save(spec), SAVE)? {
             Reply::Saved(saved) => Ok(*saved),
             other => Err(unexpected(&other)),
@@ -232,7 +247,9 @@ impl VmHandle {
     fn receive(&mut self, limit: Duration) -> Result<Reply, VmError> {
         // A zero time-out means "for ever" to the socket.
         let limit = limit.max(Duration::from_millis(1));
-        self.control.set_read_timeout(Some(limit)).map_err(VmError::Control)?;
+        self.control
+            .set_read_timeout(Some(limit))
+            .map_err(VmError::Control)?;
         match receive(&self.control) {
             Ok(Some(reply)) => Ok(reply),
             Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
@@ -247,7 +264,10 @@ impl VmHandle {
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
             if let Ok(Some(status)) = self.child.try_wait() {
-                return VmError::Gone { status: status.to_string(), console: self.console_tail() };
+                return VmError::Gone {
+                    status: status.to_string(),
+                    console: self.console_tail(),
+                };
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -260,5 +280,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 fn unexpected(reply: &Reply) -> VmError {
-    VmError::Control(io::Error::other(format!("an answer to something else: {reply:?}")))
+    VmError::Control(io::Error::other(format!(
+        "an answer to something else: {reply:?}"
+    )))
 }

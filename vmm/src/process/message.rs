@@ -174,7 +174,9 @@ pub enum FailureKind {
 /// What the stream reports.
 pub fn send<T: Serialize>(mut stream: impl Write, message: &T) -> io::Result<()> {
     let body = serde_json::to_vec(message).map_err(io::Error::other)?;
-    let length = u32::try_from(body.len()).ok().filter(|length| *length <= MAX_MESSAGE);
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|length| *length <= MAX_MESSAGE);
     let length = length.ok_or_else(|| io::Error::other("message too large"))?;
     let mut framed = length.to_le_bytes().to_vec();
     framed.extend(body);
@@ -209,7 +211,10 @@ mod tests {
         let mut wire = Vec::new();
         send(&mut wire, &Request::RequestMemory(7)).unwrap();
         let mut stream = &wire[..];
-        assert!(matches!(receive(&mut stream).unwrap(), Some(Request::RequestMemory(7))));
+        assert!(matches!(
+            receive(&mut stream).unwrap(),
+            Some(Request::RequestMemory(7))
+        ));
         assert!(receive::<Request>(&mut stream).unwrap().is_none());
     }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::hotplug::run_of;
 use crate::layout::MIB;
 use crate::machine::{Attachments, BootConfig, Machine, MachineError, MachineState, Running};
 use crate::ram::{PluggedRun, RamLayout};
+use crate::socket;
 use crate::vcpu::cpuid;
 use crate::vcpu::gate;
 
@@ -67,7 +68,9 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
         if !server.wait(&control)? {
             continue;
         }
-        let Some(request) = receive::<Request>(&control)? else { return Ok(()) };
+        let Some(request) = receive::<Request>(&control)? else {
+            return Ok(());
+        };
         let reply = match request {
             Request::AwaitEnd => {
                 server.tell_end = true;
@@ -80,14 +83,19 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
 }
 
 fn failure(kind: FailureKind, error: impl std::fmt::Display) -> Failure {
-    Failure { kind, message: error.to_string() }
+    Failure {
+        kind,
+        message: error.to_string(),
+    }
 }
 
 fn from_machine(error: MachineError) -> Failure {
     let kind = match &error {
         MachineError::Kvm(_) => FailureKind::Kvm,
         MachineError::Boot(_) => FailureKind::Kernel,
-        MachineError::Vcpu(_) | MachineError::Device { .. } | MachineError::CpuFeatures(_) => FailureKind::Checkpoint,
+        MachineError::Vcpu(_) | MachineError::Device { .. } | MachineError::CpuFeatures(_) => {
+            FailureKind::Checkpoint
+        }
         _ => FailureKind::Host,
     };
     failure(kind, error)
@@ -103,7 +111,9 @@ impl Server {
         let mut fds = vec![PollFd::new(control, PollFlags::IN)];
         if let Some(ended) = &running {
             // SAFETY: the event lives in `running`, which outlives `fds`.
-            let event = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(ended.event())) };
+            let event = unsafe {
+                std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(ended.event()))
+            };
             fds.push(PollFd::from_borrowed_fd(event, PollFlags::IN));
         }
         match poll(&mut fds, None) {
@@ -115,7 +125,9 @@ impl Server {
 
     /// The end of a running VM, with its threads stopped.
     fn take_end(&mut self) -> Option<Ended> {
-        let Vm::Running(running) = &self.vm else { return None };
+        let Vm::Running(running) = &self.vm else {
+            return None;
+        };
         let ended = running.ended().get()?;
         if let Vm::Running(running) = std::mem::replace(&mut self.vm, Vm::None) {
             // The threads are joined before anyone hears of the end: nothing runs any more.
@@ -138,9 +150,17 @@ impl Server {
         }
     }
 
-    fn attachments(&mut self, disk: &disk::DiskSpec, console: &Path, vsock: &Path) -> Result<Attachments, Failure> {
+    fn attachments(
+        &mut self,
+        disk: &disk::DiskSpec,
+        console: &Path,
+        vsock: &Path,
+    ) -> Result<Attachments, Failure> {
         if !matches!(self.vm, Vm::None) {
-            return Err(failure(FailureKind::Conflict, "this process has a machine already"));
+            return Err(failure(
+                FailureKind::Conflict,
+                "this process has a machine already",
+            ));
         }
         let host = |what: &Path| {
             let what = what.display().to_string();
@@ -153,7 +173,7 @@ impl Server {
         Ok(Attachments {
             disk: backend,
             console: File::create(console).map_err(host(console))?,
-            vsock: Some(UnixListener::bind(vsock).map_err(host(vsock))?),
+            vsock: Some(socket::bind(vsock).map_err(host(vsock))?),
         })
     }
 
@@ -162,7 +182,10 @@ impl Server {
         let attachments = self.attachments(&spec.disk, &spec.console, &spec.vsock)?;
         let config = BootConfig {
             vcpus: spec.vcpus,
-            ram: RamLayout { boot: spec.boot_bytes, hotplug: spec.hotplug_bytes },
+            ram: RamLayout {
+                boot: spec.boot_bytes,
+                hotplug: spec.hotplug_bytes,
+            },
             kernel: spec.kernel,
             cmdline: spec.cmdline,
         };
@@ -177,12 +200,17 @@ impl Server {
         let attachments = self.attachments(&spec.disk, &spec.console, &spec.vsock)?;
         let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Checkpoint, error);
         let open = |path: &Path| {
-            File::open(path).map_err(|error| failure(FailureKind::Checkpoint, format!("{}: {error}", path.display())))
+            File::open(path)
+                .map_err(|error| failure(FailureKind::Checkpoint, format!("{}: {error}", path.display())))
         };
-        let payload =
-            read_state(&open(&spec.state)?, &spec.state, &spec.state_record).map_err(|error| refused(&error))?;
-        let state: MachineState = postcard::from_bytes(&payload)
-            .map_err(|error| refused(&format!("{}: the machine state is malformed: {error}", spec.state.display())))?;
+        let payload = read_state(&open(&spec.state)?, &spec.state, &spec.state_record)
+            .map_err(|error| refused(&error))?;
+        let state: MachineState = postcard::from_bytes(&payload).map_err(|error| {
+            refused(&format!(
+                "{}: the machine state is malformed: {error}",
+                spec.state.display()
+            ))
+        })?;
         let memory = open(&spec.memory)?;
         let machine = Machine::restore(&state, &memory, attachments).map_err(from_machine)?;
         self.vm = Vm::Paused(machine);
@@ -241,11 +269,16 @@ impl Server {
         let mut writer = MemoryWriter::create(&spec.directory.join(MEMORY_FILE), state.ram.span())
             .map_err(|error| refused(&error))?;
         writer.expect_bytes(resident_bytes());
-        machine.write_memory(&plugged, &mut writer).map_err(|error| refused(&error))?;
+        machine
+            .write_memory(&plugged, &mut writer)
+            .map_err(|error| refused(&error))?;
         let memory = writer.finish().map_err(|error| refused(&error))?.into_record();
-        let state_record = write_state(&spec.directory.join(STATE_FILE), &payload).map_err(|error| refused(&error))?;
+        let state_record =
+            write_state(&spec.directory.join(STATE_FILE), &payload).map_err(|error| refused(&error))?;
 
-        let layers = disk.seal(&spec.next_overlay).map_err(|error| failure(FailureKind::Disk, error))?;
+        let layers = disk
+            .seal(&spec.next_overlay)
+            .map_err(|error| failure(FailureKind::Disk, error))?;
         let layer = std::mem::replace(&mut self.overlay_path, spec.next_overlay.clone());
         Ok(Reply::Saved(Box::new(Saved {
             memory,
@@ -254,7 +287,11 @@ impl Server {
             disk_bytes: layers.last().map_or(0, |layer| layer.virtual_size()),
             vcpus: u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX),
             memory_bytes: state.ram.boot + plugged.iter().map(|(_, bytes)| bytes).sum::<u64>(),
-            cpu_features: state.vcpus.first().map(|vcpu| cpuid::feature_words(vcpu.cpuid())).unwrap_or_default(),
+            cpu_features: state
+                .vcpus
+                .first()
+                .map(|vcpu| cpuid::feature_words(vcpu.cpuid()))
+                .unwrap_or_default(),
             paused_us: micros(started),
         })))
     }
@@ -264,14 +301,20 @@ impl Server {
             Vm::Paused(machine) => Ok(machine.devices()),
             Vm::Running(running) => Ok(running.devices()),
             Vm::None => Err(failure(FailureKind::Conflict, "there is no machine")),
-            Vm::Over(ended) => Err(failure(FailureKind::Conflict, format!("the machine has ended: {ended}"))),
+            Vm::Over(ended) => Err(failure(
+                FailureKind::Conflict,
+                format!("the machine has ended: {ended}"),
+            )),
         }
     }
 
     fn request_memory(&mut self, bytes: u64) -> Result<Reply, Failure> {
         let mut mem = lock(&self.devices()?.mem);
-        mem.device_mut().set_requested_size(bytes).map_err(|error| failure(FailureKind::Conflict, error))?;
-        mem.config_changed().map_err(|error| failure(FailureKind::Host, error))?;
+        mem.device_mut()
+            .set_requested_size(bytes)
+            .map_err(|error| failure(FailureKind::Conflict, error))?;
+        mem.config_changed()
+            .map_err(|error| failure(FailureKind::Host, error))?;
         Ok(Reply::Done)
     }
 
@@ -303,6 +346,10 @@ fn micros(since: Instant) -> u64 {
 /// Resident memory of this process, a bound on what a save writes; 0 when it cannot be read.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
     pages.saturating_mul(4096).max(MIB)
 }

@@ -145,7 +145,10 @@ pub fn feature_words(cpuid: &[kvm_cpuid_entry2]) -> Vec<String> {
             _ => &[],
         };
         for (name, bits) in registers {
-            words.push(format!("cpuid.{:x}.{:x}.{name}={bits:08x}", entry.function, entry.index));
+            words.push(format!(
+                "cpuid.{:x}.{:x}.{name}={bits:08x}",
+                entry.function, entry.index
+            ));
         }
     }
     words

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_SIMUL_EX, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -18,6 +18,9 @@ pub struct Vcpu {
     pub index: u8,
     /// The KVM descriptor.
     pub fd: VcpuFd,
+    /// The CPUID it was given. KVM_GET_CPUID2 is no substitute: some KVMs add what the host's CPU
+    /// has and they do not offer.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// Runs until the gate says stop or the VM ends; returns the vCPU with no I/O pending in it.

@@ -119,11 +119,16 @@ fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, kvm_ioct
     Ok(values)
 }
 
-/// Saves a vCPU that is not in `KVM_RUN` and whose pending I/O has been completed.
+/// Saves a vCPU that is not in `KVM_RUN` and whose pending I/O has been completed; `cpuid` is what it was given.
 ///
 /// # Errors
 /// [`VcpuStateError::Ioctl`].
-pub fn save(index: u8, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuState, VcpuStateError> {
+pub fn save(
+    index: u8,
+    vcpu: &VcpuFd,
+    cpuid: &[kvm_cpuid_entry2],
+    msr_indices: &[u32],
+) -> Result<VcpuState, VcpuStateError> {
     // MP_STATE first: reading it makes KVM process pending INIT/SIPI, which changes other state.
     let mp_state = vcpu.get_mp_state().map_err(at(index, "KVM_GET_MP_STATE"))?;
     let regs = vcpu.get_regs().map_err(at(index, "KVM_GET_REGS"))?;
@@ -135,13 +140,10 @@ pub fn save(index: u8, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuState, 
     let tsc_khz = vcpu.get_tsc_khz().ok();
     let mut msrs = read_msrs(vcpu, msr_indices).map_err(at(index, "KVM_GET_MSRS"))?;
     fix_expired_deadline(&mut msrs);
-    let cpuid = vcpu
-        .get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .map_err(at(index, "KVM_GET_CPUID2"))?;
     // Last: reading other state can move an exception from pending to injected.
     let events = vcpu.get_vcpu_events().map_err(at(index, "KVM_GET_VCPU_EVENTS"))?;
     Ok(VcpuState {
-        cpuid: cpuid.as_slice().to_vec(),
+        cpuid: cpuid.to_vec(),
         mp_state,
         regs,
         sregs,

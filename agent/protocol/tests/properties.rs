@@ -1,0 +1,216 @@
+//! Whatever bytes come, the decoder gives an error or a message, and what was encoded comes back.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+
+use proptest::prelude::*;
+use spore_protocol::frame::{decode, encode};
+use spore_protocol::{
+    AgentClient, ClientError, DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus,
+    Failure, FailureKind, FileInfo, FrameBuf, Hello, HostFrame, MAX_FRAME_BYTES, MemoryBlocks, MemoryReport,
+    Reply, Request, StdinMode,
+};
+
+fn env() -> impl Strategy<Value = BTreeMap<String, String>> {
+    prop::collection::btree_map(any::<String>(), any::<String>(), 0..4)
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let exec = (
+        prop::collection::vec(any::<String>(), 0..5),
+        env(),
+        any::<Option<String>>(),
+        any::<bool>(),
+        any::<Option<u64>>(),
+    );
+    prop_oneof![
+        Just(Request::Ping),
+        any::<bool>().prop_map(|count_blocks| Request::Memory { count_blocks }),
+        exec.prop_map(|(argv, env, cwd, piped, time_limit_ms)| {
+            let stdin = if piped { StdinMode::Piped } else { StdinMode::None };
+            Request::Exec(ExecRequest {
+                argv,
+                env,
+                cwd,
+                stdin,
+                time_limit_ms,
+            })
+        }),
+        (any::<String>(), any::<Option<u32>>()).prop_map(|(path, mode)| Request::WriteFile { path, mode }),
+        (any::<String>(), any::<bool>()).prop_map(|(path, recursive)| Request::Remove { path, recursive }),
+        (env(), any::<Option<String>>())
+            .prop_map(|(env, workdir)| Request::SetDefaults(ExecDefaults { env, workdir })),
+        Just(Request::Integrity),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = Reply<'static>> {
+    let status = prop_oneof![
+        any::<u8>().prop_map(ExitStatus::Code),
+        any::<i32>().prop_map(ExitStatus::Signal),
+        Just(ExitStatus::TimedOut),
+    ];
+    let entry = (any::<String>(), any::<u64>(), any::<u32>(), any::<i64>()).prop_map(
+        |(name, size_bytes, mode, modified_seconds)| DirEntry {
+            name,
+            kind: EntryKind::Symlink,
+            size_bytes,
+            mode,
+            modified_seconds,
+        },
+    );
+    prop_oneof![
+        (status, any::<u64>(), any::<u64>()).prop_map(|(status, oom_kills, max_rss_bytes)| {
+            Reply::Exited(ExecOutcome {
+                status,
+                oom_kills,
+                max_rss_bytes,
+            })
+        }),
+        any::<u32>().prop_map(Reply::StdinAck),
+        (any::<u64>(), any::<u32>())
+            .prop_map(|(size_bytes, mode)| Reply::File(FileInfo { size_bytes, mode })),
+        prop::collection::vec(entry, 0..5).prop_map(Reply::Entries),
+        any::<String>().prop_map(|message| Reply::Failed(Failure::new(FailureKind::NoSpace, message))),
+        any::<(u64, u64, u32, u32, u64)>().prop_map(
+            |(total_bytes, free_bytes, online, present, block_bytes)| {
+                let blocks = Some(MemoryBlocks {
+                    online,
+                    present,
+                    block_bytes,
+                });
+                Reply::Memory(MemoryReport {
+                    total_bytes,
+                    free_bytes,
+                    blocks,
+                })
+            }
+        ),
+    ]
+}
+
+fn body(message: &impl serde::Serialize) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(message, &mut out).unwrap();
+    out.split_off(4)
+}
+
+/// A stream that says what it was told to and hears nothing.
+struct Scripted(io::Cursor<Vec<u8>>);
+
+impl Read for Scripted {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.read(out)
+    }
+}
+
+impl Write for Scripted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = decode::<HostFrame>(&bytes);
+        let _ = decode::<Reply>(&bytes);
+        let _ = Hello::accept(&bytes);
+    }
+
+    #[test]
+    fn no_stream_makes_the_frame_reader_panic_or_hold_much(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut stream = bytes.as_slice();
+        let mut buffer = FrameBuf::new();
+        while let Ok(Some(body)) = buffer.read_frame(&mut stream) {
+            prop_assert!(body.len() <= MAX_FRAME_BYTES);
+        }
+    }
+
+    #[test]
+    fn no_guest_makes_the_client_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), greet in any::<bool>()) {
+        let mut said = Vec::new();
+        if greet {
+            encode(&Hello::new("guest"), &mut said).unwrap();
+        }
+        said.extend(bytes);
+        let mut client = AgentClient::new(Scripted(io::Cursor::new(said)), "test");
+        let _ = client.exec_collect(&ExecRequest::new(["x"]), b"input");
+        let _ = client.list_dir("/");
+    }
+
+    #[test]
+    fn damaged_messages_are_errors_or_other_messages(request in request(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        let mut bytes = body(&HostFrame::Request(request));
+        let index = at.index(bytes.len());
+        bytes[index] ^= 1u8 << bit;
+        let _ = decode::<HostFrame>(&bytes);
+        let _ = decode::<HostFrame>(&bytes[..index]);
+    }
+
+    #[test]
+    fn requests_come_back(request in request()) {
+        let message = HostFrame::Request(request);
+        let body = body(&message);
+        prop_assert_eq!(decode::<HostFrame>(&body).unwrap(), message);
+    }
+
+    #[test]
+    fn replies_come_back(reply in reply()) {
+        let body = body(&reply);
+        prop_assert_eq!(decode::<Reply>(&body).unwrap(), reply);
+    }
+
+    #[test]
+    fn bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 0..70_000)) {
+        let output = body(&Reply::Stdout(&bytes));
+        prop_assert_eq!(decode::<Reply>(&output).unwrap(), Reply::Stdout(&bytes));
+        let contents = body(&HostFrame::Data(&bytes));
+        prop_assert_eq!(decode::<HostFrame>(&contents).unwrap(), HostFrame::Data(&bytes));
+    }
+}
+
+fn client_hearing(replies: &[Reply<'_>]) -> AgentClient<Scripted> {
+    let mut said = Vec::new();
+    encode(&Hello::new("guest"), &mut said).unwrap();
+    replies.iter().for_each(|reply| encode(reply, &mut said).unwrap());
+    AgentClient::new(Scripted(io::Cursor::new(said)), "test")
+}
+
+#[test]
+fn a_refusal_leaves_the_client_usable_and_anything_else_does_not() {
+    let mut client = client_hearing(&[
+        Reply::Failed(Failure::new(FailureKind::NotFound, "no such thing")),
+        Reply::Done,
+        Reply::End,
+    ]);
+    let error = client.remove("/x", false).unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Refused(failure) if failure.kind == FailureKind::NotFound),
+        "{error}"
+    );
+    client.sync().unwrap();
+    assert!(matches!(client.sync(), Err(ClientError::Unexpected(_))));
+    assert!(matches!(client.sync(), Err(ClientError::Abandoned)));
+}
+
+#[test]
+fn a_guest_that_goes_away_has_closed_the_connection() {
+    assert!(matches!(client_hearing(&[]).ping(), Err(ClientError::Closed)));
+    let mut silent = AgentClient::new(Scripted(io::Cursor::new(Vec::new())), "test");
+    assert!(matches!(silent.ping(), Err(ClientError::Closed)));
+}
+
+#[test]
+fn a_request_too_large_for_a_frame_is_refused_before_it_is_sent() {
+    let mut client = client_hearing(&[Reply::Done]);
+    assert!(matches!(
+        client.remove(&"x".repeat(MAX_FRAME_BYTES), false),
+        Err(ClientError::Frame(_))
+    ));
+    client.sync().unwrap();
+}

@@ -1,0 +1,156 @@
+//! Running commands: from a request to a process ([`spawn`]), through its pipes ([`pump`]), to
+//! how it ended.
+
+mod prepare;
+mod pump;
+mod session;
+mod spawn;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, Reply, StdinMode};
+
+use crate::conversation::{Agent, Buffers, Conn};
+use crate::reaper::Exit;
+use pump::{Ended, Pipes, Pump};
+use spawn::{SpawnError, Stdio};
+
+/// The host hung up or broke the protocol; there is nobody to tell.
+#[derive(Debug)]
+pub struct Gone;
+
+impl From<io::Error> for Gone {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+impl From<spore_protocol::FrameError> for Gone {
+    fn from(_: spore_protocol::FrameError) -> Self {
+        Self
+    }
+}
+
+/// Runs a command to its end. Its output is sent, or queued in `buffers`; its outcome is
+/// returned.
+///
+/// # Errors
+/// The outer one if the host is gone: the command's process group has been killed then. The
+/// inner one if the command was not even tried.
+pub fn run(
+    agent: &Agent,
+    request: &ExecRequest,
+    connection: &Conn,
+    buffers: &mut Buffers,
+) -> Result<Result<ExecOutcome, Failure>, Gone> {
+    let started = Instant::now();
+    let prepared = match prepare::prepare(request, &agent.defaults.get()) {
+        Ok(prepared) => prepared,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let (child_end, pipes) = match open_pipes(request.stdin) {
+        Ok(pipes) => pipes,
+        Err(error) => return Ok(Err(Failure::from_io("pipes for the command", &error))),
+    };
+    let wake = buffers.wake()?;
+    let oom_before = agent.oom.count();
+    let spawned = agent.reaper.spawn(&wake, || spawn::spawn(&prepared, &child_end));
+    drop(child_end);
+    let child = match spawned {
+        Ok(child) => child,
+        Err(SpawnError::Exec(error)) => return cannot_execute(request, &error, buffers),
+        Err(SpawnError::Chdir(error)) => {
+            let cwd = prepared.cwd.as_deref().unwrap_or_default().to_string_lossy();
+            return Ok(Err(Failure::from_io(
+                format!("working directory {cwd:?}"),
+                &error,
+            )));
+        }
+        Err(SpawnError::Clone(error)) => return Ok(Err(Failure::from_io("new process", &error))),
+    };
+    let deadline = request
+        .time_limit_ms
+        .and_then(|limit| started.checked_add(Duration::from_millis(limit)));
+    let ended = Pump::new(connection, buffers, &child, &wake, pipes, deadline).run();
+    // The thread's next process must not be woken for this one.
+    let _ = rustix::io::read(&*wake, &mut [0; 8]);
+    let Ended { exit, timed_out } = ended?;
+    Ok(Ok(ExecOutcome {
+        status: if timed_out {
+            ExitStatus::TimedOut
+        } else {
+            status_of(exit)
+        },
+        oom_kills: agent.oom.count().saturating_sub(oom_before),
+        max_rss_bytes: exit.max_rss_bytes,
+    }))
+}
+
+/// What a shell would say and return.
+fn cannot_execute(
+    request: &ExecRequest,
+    error: &io::Error,
+    buffers: &mut Buffers,
+) -> Result<Result<ExecOutcome, Failure>, Gone> {
+    let name = request.argv.first().map_or("", String::as_str);
+    let (code, reason) = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) if name.contains('/') => (127, "no such file".to_owned()),
+        Some(libc::ENOENT | libc::ENOTDIR) => (127, "command not found".to_owned()),
+        Some(libc::E2BIG) => {
+            return Ok(Err(Failure::new(
+                FailureKind::TooLarge,
+                "arguments and environment are longer than the guest's kernel takes",
+            )));
+        }
+        Some(libc::ENOMEM | libc::EAGAIN | libc::ENFILE | libc::EMFILE) => {
+            return Ok(Err(Failure::from_io(format!("execute {name:?}"), error)));
+        }
+        _ => (126, error.to_string()),
+    };
+    buffers.push(&Reply::Stderr(format!("spore: {name}: {reason}\n").as_bytes()))?;
+    Ok(Ok(ExecOutcome {
+        status: ExitStatus::Code(code),
+        oom_kills: 0,
+        max_rss_bytes: 0,
+    }))
+}
+
+fn status_of(exit: Exit) -> ExitStatus {
+    if libc::WIFSIGNALED(exit.wait_status) {
+        ExitStatus::Signal(libc::WTERMSIG(exit.wait_status))
+    } else {
+        ExitStatus::Code(u8::try_from(libc::WEXITSTATUS(exit.wait_status)).unwrap_or(u8::MAX))
+    }
+}
+
+fn open_pipes(stdin: StdinMode) -> io::Result<(Stdio, Pipes)> {
+    let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (child_stdin, stdin) = match stdin {
+        StdinMode::None => (
+            rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
+            None,
+        ),
+        StdinMode::Piped => {
+            let (child_stdin, stdin) = pipe_with(PipeFlags::CLOEXEC)?;
+            // Only our end: the command must find an ordinary pipe.
+            rustix::fs::fcntl_setfl(&stdin, OFlags::NONBLOCK)?;
+            (child_stdin, Some(stdin))
+        }
+    };
+    Ok((
+        Stdio {
+            stdin: child_stdin,
+            stdout: child_stdout,
+            stderr: child_stderr,
+        },
+        Pipes {
+            stdin,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        },
+    ))
+}

@@ -1,0 +1,194 @@
+//! From a request to what `execve` takes, with everything checked.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use spore_protocol::{ExecDefaults, ExecRequest, Failure, FailureKind};
+
+use crate::defaults::{check_env, check_workdir};
+
+/// Where commands are looked up, unless the defaults or the request say otherwise.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The home directory, unless the defaults or the request say otherwise.
+const HOME: &str = "/root";
+
+/// The longest single string the kernel takes (`MAX_ARG_STRLEN`, with its NUL).
+const MAX_STRING_BYTES: usize = 128 * 1024;
+/// A quarter of the usual 8 MiB stack is what the kernel takes in all; half of that is ours.
+const MAX_TOTAL_BYTES: usize = 1024 * 1024;
+
+/// What to execute, where.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Paths to try in this order.
+    pub candidates: Vec<CString>,
+    /// Arguments, with the command's name first.
+    pub argv: Vec<CString>,
+    /// `NAME=value`.
+    pub envp: Vec<CString>,
+    /// Working directory; absent: the agent's own, which is `/`.
+    pub cwd: Option<CString>,
+}
+
+/// Checks a request and puts it over the defaults.
+pub fn prepare(request: &ExecRequest, defaults: &ExecDefaults) -> Result<Prepared, Failure> {
+    let Some(name) = request.argv.first().filter(|name| !name.is_empty()) else {
+        return Err(invalid("argv is empty"));
+    };
+    check_env(&request.env)?;
+    let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", HOME)]);
+    for (key, value) in defaults.env.iter().chain(&request.env) {
+        env.insert(key, value);
+    }
+    let path = env.get("PATH").copied().unwrap_or(PATH);
+    let candidates = candidates(name, path)?;
+    let argv = strings("argument", request.argv.iter().cloned())?;
+    let envp = strings(
+        "environment variable",
+        env.iter().map(|(key, value)| format!("{key}={value}")),
+    )?;
+    // Each string costs its bytes, a NUL and a pointer.
+    let total: usize = argv
+        .iter()
+        .chain(&envp)
+        .map(|string| string.as_bytes().len() + 9)
+        .sum();
+    if total > MAX_TOTAL_BYTES {
+        return Err(Failure::new(
+            FailureKind::TooLarge,
+            format!("arguments and environment are {total} bytes; {MAX_TOTAL_BYTES} is the most"),
+        ));
+    }
+    let cwd = request
+        .cwd
+        .as_deref()
+        .or(defaults.workdir.as_deref())
+        .unwrap_or("/");
+    check_workdir(cwd)?;
+    let cwd = (cwd != "/")
+        .then(|| c_string("working directory", cwd.to_owned()))
+        .transpose()?;
+    Ok(Prepared {
+        candidates,
+        argv,
+        envp,
+        cwd,
+    })
+}
+
+fn candidates(name: &str, path: &str) -> Result<Vec<CString>, Failure> {
+    if name.contains('/') {
+        return Ok(vec![c_string("argument", name.to_owned())?]);
+    }
+    path.split(':')
+        .map(|directory| if directory.is_empty() { "." } else { directory })
+        .map(|directory| c_string("PATH", format!("{directory}/{name}")))
+        .collect()
+}
+
+fn strings(what: &str, strings: impl Iterator<Item = String>) -> Result<Vec<CString>, Failure> {
+    strings.map(|string| c_string(what, string)).collect()
+}
+
+fn c_string(what: &str, string: String) -> Result<CString, Failure> {
+    if string.len() >= MAX_STRING_BYTES {
+        return Err(Failure::new(
+            FailureKind::TooLarge,
+            format!(
+                "{what} of {} bytes; {} is the most",
+                string.len(),
+                MAX_STRING_BYTES - 1
+            ),
+        ));
+    }
+    CString::new(string).map_err(|_| invalid(&format!("{what} with a NUL byte")))
+}
+
+fn invalid(message: &str) -> Failure {
+    Failure::new(FailureKind::InvalidArgument, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(strings: &[CString]) -> Vec<&str> {
+        strings.iter().map(|string| string.to_str().unwrap()).collect()
+    }
+
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn the_request_overrides_the_defaults_and_those_what_is_built_in() {
+        let defaults = ExecDefaults {
+            env: env(&[("A", "1"), ("B", "1"), ("HOME", "/h")]),
+            workdir: Some("/w".into()),
+        };
+        let request = ExecRequest {
+            env: env(&[("B", "2")]),
+            ..ExecRequest::new(["x"])
+        };
+        let prepared = prepare(&request, &defaults).unwrap();
+        assert_eq!(
+            text(&prepared.envp),
+            ["A=1", "B=2", "HOME=/h", &format!("PATH={PATH}")]
+        );
+        assert_eq!(prepared.cwd.unwrap().to_str().unwrap(), "/w");
+        let request = ExecRequest {
+            cwd: Some("/".into()),
+            ..ExecRequest::new(["x"])
+        };
+        assert_eq!(prepare(&request, &defaults).unwrap().cwd, None);
+    }
+
+    #[test]
+    fn a_bare_name_is_looked_up_in_the_path_it_will_see() {
+        let request = ExecRequest {
+            env: env(&[("PATH", "/a::/b")]),
+            ..ExecRequest::new(["x"])
+        };
+        let prepared = prepare(&request, &ExecDefaults::default()).unwrap();
+        assert_eq!(text(&prepared.candidates), ["/a/x", "./x", "/b/x"]);
+        let prepared = prepare(&ExecRequest::new(["./x", "y"]), &ExecDefaults::default()).unwrap();
+        assert_eq!(text(&prepared.candidates), ["./x"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_anything_runs() {
+        let kind = |request| prepare(&request, &ExecDefaults::default()).unwrap_err().kind;
+        let plain = ExecRequest::new(["x"]);
+        assert_eq!(kind(ExecRequest::default()), FailureKind::InvalidArgument);
+        assert_eq!(kind(ExecRequest::new([""])), FailureKind::InvalidArgument);
+        assert_eq!(
+            kind(ExecRequest::new(["x", "a\0b"])),
+            FailureKind::InvalidArgument
+        );
+        for name in ["", "A=B", "A\0"] {
+            let request = ExecRequest {
+                env: env(&[(name, "")]),
+                ..plain.clone()
+            };
+            assert_eq!(kind(request), FailureKind::InvalidArgument, "{name:?}");
+        }
+        for cwd in ["", "relative", "/a\0"] {
+            let request = ExecRequest {
+                cwd: Some(cwd.into()),
+                ..plain.clone()
+            };
+            assert_eq!(kind(request), FailureKind::InvalidArgument, "{cwd:?}");
+        }
+        assert_eq!(
+            kind(ExecRequest::new(["x".to_owned(), "y".repeat(MAX_STRING_BYTES)])),
+            FailureKind::TooLarge
+        );
+        assert_eq!(
+            kind(ExecRequest::new(vec!["y".repeat(1000); 1100])),
+            FailureKind::TooLarge
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! Why there is no image: one error for the whole build, with the code that programs go by.
+
+use std::fmt;
+
+use crate::base::BaseError;
+use crate::manifest::{ManifestError, ManifestFileError};
+use crate::memory::{HostMemoryError, MiB};
+use crate::plan::PlanError;
+
+/// What kind of error it was, for programs. The texts are part of the API and never change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorCode {
+    /// `invalid_manifest`: the manifest was refused; the user has to change it.
+    InvalidManifest,
+    /// `unknown_base`: no base of this name is on this host.
+    UnknownBase,
+    /// `base_damaged`: a base is there but cannot be used; it has to be built again.
+    BaseDamaged,
+    /// `build_failed`: a step failed.
+    BuildFailed,
+    /// `build_oom`: a step ran out of the build VM's memory.
+    BuildOom,
+    /// `internal`: this host is at fault.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The code's text.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::InvalidManifest => "invalid_manifest",
+            ErrorCode::UnknownBase => "unknown_base",
+            ErrorCode::BaseDamaged => "base_damaged",
+            ErrorCode::BuildFailed => "build_failed",
+            ErrorCode::BuildOom => "build_oom",
+            ErrorCode::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// There is no image, and why. Each prints as one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The manifest was refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The manifest's file could not be read, or was refused.
+    #[error(transparent)]
+    ManifestFile(#[from] ManifestFileError),
+    /// The base was not to be had.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// The base cannot do what the manifest asks.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The host's memory, which limits what a manifest may ask for, is not known.
+    #[error(transparent)]
+    HostMemory(#[from] HostMemoryError),
+    /// A step failed in the guest.
+    #[error("steps[{step}] ({label}) failed: {reason}")]
+    StepFailed {
+        /// The step, from 0.
+        step: usize,
+        /// The step or the one of its commands that failed, on one line.
+        label: String,
+        /// How: an exit code, a signal, what the agent said.
+        reason: String,
+    },
+    /// A step ran out of memory in the guest.
+    #[error(
+        "steps[{step}] ({label}) ran out of memory: the build VM had builderMemoryMB {memory}; \
+         set builderMemoryMB higher"
+    )]
+    OutOfMemory {
+        /// The step, from 0.
+        step: usize,
+        /// The step or the one of its commands that was killed, on one line.
+        label: String,
+        /// What the build VM had.
+        memory: MiB,
+    },
+}
+
+impl BuildError {
+    /// The code for programs.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            BuildError::Manifest(_) | BuildError::ManifestFile(_) | BuildError::Plan(_) => {
+                ErrorCode::InvalidManifest
+            }
+            BuildError::Base(BaseError::Unknown { .. }) => ErrorCode::UnknownBase,
+            BuildError::Base(_) => ErrorCode::BaseDamaged,
+            BuildError::StepFailed { .. } => ErrorCode::BuildFailed,
+            BuildError::OutOfMemory { .. } => ErrorCode::BuildOom,
+            BuildError::HostMemory(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// The command line's exit code: 2 for what is refused before any VM starts because the user has to
+    /// change something, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self.code() {
+            ErrorCode::InvalidManifest | ErrorCode::UnknownBase => 2,
+            _ => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_memory_names_the_field_to_raise() {
+        let error = BuildError::OutOfMemory {
+            step: 3,
+            label: "run make".to_owned(),
+            memory: MiB::new(256),
+        };
+        assert_eq!(
+            error.to_string(),
+            "steps[3] (run make) ran out of memory: the build VM had builderMemoryMB 256; \
+             set builderMemoryMB higher"
+        );
+        assert_eq!((error.code().as_str(), error.exit_code()), ("build_oom", 1));
+    }
+}

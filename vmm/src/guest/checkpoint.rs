@@ -1,0 +1,58 @@
+//! A guest into the store.
+
+use std::collections::BTreeMap;
+
+use spore_snapshot::CheckpointId;
+use spore_snapshot::checkpoint::{CheckpointKind, DiskRecord, KernelRecord};
+use spore_snapshot::store::{CheckpointMeta, Store};
+
+use super::{Guest, GuestError};
+use crate::layout::MIB;
+
+/// What is said of a checkpoint beside what the machine knows.
+#[derive(Clone, Debug)]
+pub struct CheckpointPlan {
+    /// What it is of.
+    pub kind: CheckpointKind,
+    /// The kernel in it.
+    pub kernel: KernelRecord,
+    /// Whatever else should be found again.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Guest {
+    /// Pauses the guest, writes its memory, state and disk into the store as of that instant, and
+    /// lets it run on.
+    ///
+    /// # Errors
+    /// [`GuestError`]; nothing is left in the store then, and the guest runs on if it can.
+    pub fn checkpoint(&mut self, store: &Store, plan: CheckpointPlan) -> Result<CheckpointId, GuestError> {
+        let writer = store.begin_checkpoint()?;
+        self.vm.pause()?;
+        let next = self.overlay(self.overlays + 1);
+        let saved = self.vm.save(&writer.directory(), &next);
+        // The guest goes on whatever came of it.
+        let resumed = self.vm.resume();
+        let saved = saved?;
+        resumed?;
+        self.overlays += 1;
+        let layer = store.adopt_layer(&saved.layer)?;
+        self.disk_layers.push(layer);
+        self.run.pin(&self.disk_layers)?;
+        let meta = CheckpointMeta {
+            kind: plan.kind,
+            kernel: plan.kernel,
+            vmm_build: concat!("spore-vm ", env!("CARGO_PKG_VERSION")).to_owned(),
+            cpu_features: saved.cpu_features,
+            vcpus: saved.vcpus,
+            floor_mb: u32::try_from(saved.memory_bytes / MIB).unwrap_or(u32::MAX),
+            disks: vec![DiskRecord {
+                name: "root".into(),
+                virtual_size: saved.disk_bytes,
+                layers: self.disk_layers.clone(),
+            }],
+            annotations: plan.annotations,
+        };
+        Ok(writer.publish_records(meta, saved.state, saved.memory)?)
+    }
+}

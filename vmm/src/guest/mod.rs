@@ -1,0 +1,231 @@
+//! A guest: a VM process with its run directory, its disks from the store and its agent.
+//!
+//! [`launch`](self) makes one by cold boot or as a fork of a checkpoint, [`resize`](Guest::resize)
+//! grows and shrinks it, [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a
+//! guest ends its process and removes all it had.
+
+mod checkpoint;
+mod launch;
+mod resize;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use spore_protocol::{AGENT_PORT, AgentClient, ClientError, ConnectError, Status, connect_handshake};
+use spore_snapshot::store::{RunDir, StoreError};
+
+pub use checkpoint::CheckpointPlan;
+pub use launch::{ColdBoot, ForkTimes, default_max_mb};
+pub use resize::{Granted, ResizeError, Shortfall};
+
+use crate::exit::Ended;
+use crate::process::client::serial;
+use crate::process::{VmError, VmHandle};
+use crate::socket;
+
+/// What the host calls itself to agents.
+const BUILD: &str = concat!("spore ", env!("CARGO_PKG_VERSION"));
+
+/// A connection to a guest's agent.
+pub type Agent = AgentClient<UnixStream>;
+
+/// Why a guest could not be made or driven.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Its VM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The agent did not answer in time.
+    #[error("the agent did not answer within {}{}", seconds(.limit), serial(.console))]
+    Unreachable {
+        /// How long it was waited for.
+        limit: Duration,
+        /// The last lines of the console.
+        console: String,
+    },
+    /// The agent answered, but not as it should.
+    #[error("the agent: {0}")]
+    Agent(#[from] ClientError),
+    /// The checkpoint does not hold what a guest is made of.
+    #[error("checkpoint {id}: {why}")]
+    Checkpoint {
+        /// Which.
+        id: String,
+        /// Why.
+        why: String,
+    },
+    /// The host.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Growing or shrinking.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+}
+
+fn seconds(limit: &Duration) -> String {
+    format!("{:.1} s", limit.as_secs_f64())
+}
+
+/// A guest. Fields are dropped in order: the process before its directory.
+pub struct Guest {
+    vm: VmHandle,
+    run: RunDir,
+    overlays: u32,
+    disk_layers: Vec<spore_snapshot::Digest>,
+    times: ForkTimes,
+}
+
+impl Guest {
+    /// Its id on this host.
+    pub fn id(&self) -> &str {
+        self.run.id().as_str()
+    }
+
+    /// Process id of its VM.
+    pub fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// Where its serial console is logged.
+    pub fn console(&self) -> PathBuf {
+        self.run.path().join("console.log")
+    }
+
+    /// The last lines of its console.
+    pub fn console_tail(&self) -> String {
+        self.vm.console_tail()
+    }
+
+    /// How long the steps of its making took.
+    pub fn times(&self) -> ForkTimes {
+        self.times
+    }
+
+    /// The VM, for what is not about the guest's inside.
+    pub fn vm(&mut self) -> &mut VmHandle {
+        &mut self.vm
+    }
+
+    /// A new connection to the agent, which must be up: see [`Guest::wait_agent`].
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] after `limit`.
+    pub fn agent(&mut self, limit: Duration) -> Result<Agent, GuestError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(agent) = self.try_agent(deadline)? {
+                return Ok(agent);
+            }
+            if self.vm.is_gone() {
+                return Err(self.end_of_vm());
+            }
+            if let Some(ended) = self.vm.wait_end(Duration::from_millis(1))? {
+                return Err(VmError::Ended {
+                    ended,
+                    console: self.console_tail(),
+                }
+                .into());
+            }
+            if Instant::now() >= deadline {
+                return Err(GuestError::Unreachable {
+                    limit,
+                    console: self.console_tail(),
+                });
+            }
+            // Nothing listens yet: a booting guest. Each try costs it some time, so not too often.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// One try; `None` when nothing listens in the guest yet.
+    fn try_agent(&self, deadline: Instant) -> Result<Option<Agent>, GuestError> {
+        let mut stream = match socket::connect(self.vm.vsock()) {
+            Ok(stream) => stream,
+            Err(_) => return Ok(None),
+        };
+        let left = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
+        let host = |source| GuestError::Host {
+            what: self.vm.vsock().to_owned(),
+            source,
+        };
+        // A guest that dies while we wait closes the stream, so waiting long is no risk.
+        stream.set_read_timeout(Some(left)).map_err(host)?;
+        match connect_handshake(&mut stream, AGENT_PORT) {
+            Ok(_) => {}
+            Err(ConnectError::Refused { .. } | ConnectError::Io(_)) => return Ok(None),
+            Err(error @ ConnectError::Unexpected { .. }) => {
+                return Err(host(io::Error::other(error)));
+            }
+        }
+        stream.set_read_timeout(None).map_err(host)?;
+        Ok(Some(AgentClient::new(stream, BUILD)))
+    }
+
+    /// Waits until the agent answers, and says how the guest is.
+    ///
+    /// # Errors
+    /// [`GuestError::Unreachable`] after `limit`, with the console's last lines; [`VmError::Ended`]
+    /// when the VM ends instead.
+    pub fn wait_agent(&mut self, limit: Duration) -> Result<(Agent, Status), GuestError> {
+        let mut agent = self.agent(limit)?;
+        let status = agent.status()?;
+        Ok((agent, status))
+    }
+
+    /// What became of a VM whose process or machine is no more.
+    fn end_of_vm(&mut self) -> GuestError {
+        match self.vm.stats() {
+            Err(error) => error.into(),
+            Ok(_) => GuestError::Unreachable {
+                limit: Duration::ZERO,
+                console: self.console_tail(),
+            },
+        }
+    }
+
+    /// Explains a broken connection: if the VM has ended that is the cause, and said instead.
+    pub fn explain(&mut self, error: ClientError) -> GuestError {
+        // The end is reported by the VM process a moment after the stream breaks.
+        match self.vm.wait_end(Duration::from_millis(500)) {
+            Ok(Some(ended)) => VmError::Ended {
+                ended,
+                console: self.console_tail(),
+            }
+            .into(),
+            Ok(None) => error.into(),
+            Err(gone) => gone.into(),
+        }
+    }
+
+    /// Powers the guest off in order: processes ended, file systems clean.
+    ///
+    /// # Errors
+    /// When the agent does not take the request, or the guest is not off within `limit`.
+    pub fn power_off(&mut self, limit: Duration) -> Result<(), GuestError> {
+        self.agent(limit)?.poweroff()?;
+        match self.vm.wait_end(limit)? {
+            Some(Ended::PowerOff) => Ok(()),
+            Some(ended) => Err(VmError::Ended {
+                ended,
+                console: self.console_tail(),
+            }
+            .into()),
+            None => Err(GuestError::Unreachable {
+                limit,
+                console: self.console_tail(),
+            }),
+        }
+    }
+}
