@@ -2,7 +2,12 @@
 
 use std::fmt;
 
+use spore_snapshot::store::StoreError;
+use spore_vmm::guest::GuestError;
+use spore_vmm::kvm::KvmError;
+
 use crate::base::BaseError;
+use crate::host::HostError;
 use crate::manifest::{ManifestError, ManifestFileError};
 use crate::memory::{HostMemoryError, MiB};
 use crate::plan::PlanError;
@@ -21,6 +26,8 @@ pub enum ErrorCode {
     BuildFailed,
     /// `build_oom`: a step ran out of the build VM's memory.
     BuildOom,
+    /// `guest_unreachable`: the agent in a VM did not answer in time.
+    GuestUnreachable,
     /// `internal`: this host is at fault.
     Internal,
 }
@@ -34,6 +41,7 @@ impl ErrorCode {
             ErrorCode::BaseDamaged => "base_damaged",
             ErrorCode::BuildFailed => "build_failed",
             ErrorCode::BuildOom => "build_oom",
+            ErrorCode::GuestUnreachable => "guest_unreachable",
             ErrorCode::Internal => "internal",
         }
     }
@@ -87,9 +95,35 @@ pub enum BuildError {
         /// What the build VM had.
         memory: MiB,
     },
+    /// A step replaced what an image boots with.
+    #[error("the built image does not boot into its agent any more: {what}; a step must not replace them")]
+    NotIntact {
+        /// Which files, and what became of them.
+        what: String,
+    },
+    /// A guest could not be made or driven.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// KVM is not usable.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// This host is not ready.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Something of this host's.
+    #[error("{0}")]
+    Internal(String),
 }
 
 impl BuildError {
+    /// An error of this host's that has no kind of its own.
+    pub(crate) fn internal(error: impl fmt::Display) -> Self {
+        BuildError::Internal(error.to_string())
+    }
+
     /// The code for programs.
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -98,9 +132,15 @@ impl BuildError {
             }
             BuildError::Base(BaseError::Unknown { .. }) => ErrorCode::UnknownBase,
             BuildError::Base(_) => ErrorCode::BaseDamaged,
-            BuildError::StepFailed { .. } => ErrorCode::BuildFailed,
+            BuildError::StepFailed { .. } | BuildError::NotIntact { .. } => ErrorCode::BuildFailed,
             BuildError::OutOfMemory { .. } => ErrorCode::BuildOom,
-            BuildError::HostMemory(_) => ErrorCode::Internal,
+            BuildError::Guest(GuestError::Unreachable { .. }) => ErrorCode::GuestUnreachable,
+            BuildError::HostMemory(_)
+            | BuildError::Guest(_)
+            | BuildError::Store(_)
+            | BuildError::Kvm(_)
+            | BuildError::Host(_)
+            | BuildError::Internal(_) => ErrorCode::Internal,
         }
     }
 

@@ -174,7 +174,7 @@ fn garbage_is_what_nothing_refers_to() {
     sandbox.kind = CheckpointKind::Sandbox;
     let sandbox = checkpoint(&store, sandbox);
     let mut record = image("deadbeef01", base, &[of_image]);
-    record.checkpoints.insert(64, named);
+    record.checkpoints.push(entry(64, named));
     store.put_image(&record, None).unwrap();
     let run = RunDir::create(&store, &"vm".parse().unwrap()).unwrap();
     run.pin(&[pinned]).unwrap();
@@ -268,7 +268,7 @@ fn changes_of_one_image_at_once_are_all_kept() {
             scope.spawn(move || {
                 let checkpoint = spore_snapshot::CheckpointId::of_manifest(&[0]);
                 let add = |record: &mut ImageRecord| {
-                    record.checkpoints.insert(floor, checkpoint);
+                    record.checkpoints.push(entry(floor, checkpoint));
                 };
                 store.update_image(id, add).unwrap();
             });

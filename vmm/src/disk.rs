@@ -47,6 +47,17 @@ impl SharedOverlay {
         frozen.seal()?;
         Ok(layers)
     }
+
+    /// Seals what was written as a layer, when the machine is over and nothing will be written again.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn seal_for_good(&self) -> Result<(), DiskError> {
+        match self.lock().take() {
+            Some(overlay) => overlay.seal().map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 impl BlockBackend for SharedOverlay {

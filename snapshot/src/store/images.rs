@@ -33,8 +33,8 @@ pub struct ImageRecord {
     pub base_digest: Digest,
     /// The layers of its root disk, bottom first.
     pub disk_layers: Vec<Digest>,
-    /// Its checkpoints, by their floor in MiB.
-    pub checkpoints: BTreeMap<u32, CheckpointId>,
+    /// Its checkpoints: the same disks booted with different memory, vCPUs or kernels.
+    pub checkpoints: Vec<ImageCheckpoint>,
     /// When it was built, in seconds since 1970-01-01 UTC.
     pub created_unix_seconds: u64,
     /// What it takes on the disk, in bytes, as the builder counts.
@@ -44,6 +44,21 @@ pub struct ImageRecord {
     pub builder_memory_mb: u32,
     /// Whatever else the builder wants to find again.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// One checkpoint of an image, and what makes it another than its siblings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImageCheckpoint {
+    /// Guest memory it holds, in MiB.
+    #[serde(rename = "floorMB")]
+    pub floor_mb: u32,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// BLAKE3 of the kernel file it was booted from.
+    pub kernel: Digest,
+    /// The checkpoint.
+    pub id: CheckpointId,
 }
 
 /// An image as it is found in the store.

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 pub use checkpoints::{Checkpoint, CheckpointDisk, CheckpointMeta, CheckpointWriter};
 pub use error::StoreError;
 pub use gc::{GcReport, Keep};
-pub use images::{Image, ImageRecord};
+pub use images::{Image, ImageCheckpoint, ImageRecord};
 pub use lock::Hold;
 pub use run_dir::RunDir;
 

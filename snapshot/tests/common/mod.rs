@@ -82,7 +82,7 @@ pub fn image(id: &str, base: Digest, layers: &[Digest]) -> ImageRecord {
         content_hash: "sha256:00".into(),
         base_digest: base,
         disk_layers: layers.to_vec(),
-        checkpoints: BTreeMap::new(),
+        checkpoints: Vec::new(),
         created_unix_seconds: 1,
         size_bytes: 1,
         builder_memory_mb: 4096,
@@ -104,4 +104,10 @@ pub fn entries(store: &Store, dir: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// An image's entry for `id`.
+#[allow(dead_code, reason = "not every test binary uses it")]
+pub fn entry(floor_mb: u32, id: spore_snapshot::CheckpointId) -> spore_snapshot::store::ImageCheckpoint {
+    spore_snapshot::store::ImageCheckpoint { floor_mb, vcpus: 1, kernel: Digest::of(b"kernel"), id }
 }

@@ -12,7 +12,7 @@ use spore_snapshot::{Digest, RunId};
 use super::{Guest, GuestError};
 use crate::disk::{DiskSpec, LayerFile};
 use crate::kvm::KvmKind;
-use crate::layout::MIB;
+use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
 use crate::process::{BootSpec, RestoreSpec, VmHandle};
 use crate::random;
 
@@ -78,8 +78,7 @@ impl Guest {
         let spec = BootSpec {
             vcpus: boot.vcpus,
             boot_bytes: u64::from(boot.memory_mb) * MIB,
-            hotplug_bytes: u64::from(boot.max_memory_mb.saturating_sub(boot.memory_mb)) * MIB / (2 * MIB)
-                * (2 * MIB),
+            hotplug_bytes: region_bytes(boot.memory_mb, boot.max_memory_mb),
             kernel: boot.kernel.clone(),
             cmdline: cmdline(),
             disk: DiskSpec {
@@ -158,6 +157,13 @@ impl Guest {
     pub(super) fn overlay(&self, index: u32) -> PathBuf {
         self.run.path().join(format!("disk-{index}"))
     }
+}
+
+/// Length of the virtio-mem region of a guest that may grow from `memory_mb` to `max_memory_mb`, in
+/// bytes: whole Linux memory blocks, and at least one, since the device cannot have none.
+fn region_bytes(memory_mb: u32, max_memory_mb: u32) -> u64 {
+    let grows = u64::from(max_memory_mb.saturating_sub(memory_mb)) * MIB;
+    grows.next_multiple_of(LINUX_MEMORY_BLOCK).max(LINUX_MEMORY_BLOCK)
 }
 
 /// A new guest id: `vm-` and 16 hexadecimal digits.

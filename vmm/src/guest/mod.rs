@@ -14,10 +14,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use spore_protocol::{AGENT_PORT, AgentClient, ClientError, ConnectError, Status, connect_handshake};
-use spore_snapshot::store::{RunDir, StoreError};
+use spore_snapshot::Digest;
+use spore_snapshot::store::{RunDir, Store, StoreError};
 
 pub use checkpoint::CheckpointPlan;
-pub use launch::{ColdBoot, ForkTimes, default_max_mb};
+pub use launch::{ColdBoot, ForkTimes, cmdline, default_max_mb};
 pub use resize::{Granted, ResizeError, Shortfall};
 
 use crate::exit::Ended;
@@ -81,7 +82,7 @@ pub struct Guest {
     vm: VmHandle,
     run: RunDir,
     overlays: u32,
-    disk_layers: Vec<spore_snapshot::Digest>,
+    disk_layers: Vec<Digest>,
     times: ForkTimes,
 }
 
@@ -227,5 +228,28 @@ impl Guest {
                 console: self.console_tail(),
             }),
         }
+    }
+
+    /// Seals the disk of a guest that has been powered off and adopts it as a layer of the store.
+    /// Returns all layers of the disk, bottom first.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn seal_disk(mut self, store: &Store) -> Result<Vec<Digest>, GuestError> {
+        let layer = self.vm.seal_disk()?;
+        let mut layers = std::mem::take(&mut self.disk_layers);
+        layers.push(store.adopt_layer(&layer)?);
+        Ok(layers)
+    }
+
+    /// Memory of the VM process that is resident, in bytes; 0 when it cannot be read.
+    pub fn resident_bytes(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap_or_default();
+        let pages: u64 = statm
+            .split_whitespace()
+            .nth(1)
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0);
+        pages.saturating_mul(4096)
     }
 }

@@ -91,8 +91,8 @@ impl Machine {
         let root = Block::restore(root.clone(), attachments.disk).map_err(refused("virtio-blk"))?;
         let mem = Mem::restore(config, mem_state, hotplug).map_err(refused("virtio-mem"))?;
         let vsock = Vsock::restore(vsock).map_err(refused("virtio-vsock"))?;
-        let rng = Rng::restore(rng.clone(), random::source());
-        let balloon = Balloon::restore(balloon.clone(), Reclaim::new(base.ram.clone()));
+        let rng = Rng::restore(*rng, random::source());
+        let balloon = Balloon::restore(*balloon, Reclaim::new(base.ram.clone()));
         let parts = Parts {
             root: transport("virtio-blk", root, root_transport, line(Slot::Root.gsi())?, &view)?,
             mem: transport("virtio-mem", mem, mem_transport, line(Slot::Mem.gsi())?, &view)?,

@@ -183,6 +183,17 @@ impl VmHandle {
         }
     }
 
+    /// Seals the disk of a machine that has ended, and says which file is the layer.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn seal_disk(&mut self) -> Result<PathBuf, VmError> {
+        match self.ask(&Request::SealDisk, SAVE)? {
+            Reply::Sealed(path) => Ok(path),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Asks the guest to have `bytes` beyond boot RAM. It does so in its own time: see [`VmHandle::stats`].
     ///
     /// # Errors
@@ -208,15 +219,11 @@ impl VmHandle {
     /// [`VmError`] when the process died instead.
     pub fn wait_end(&mut self, limit: Duration) -> Result<Option<Ended>, VmError> {
         send(&self.control, &Request::AwaitEnd).map_err(|error| self.lost(error))?;
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.receive(left) {
-                Ok(Reply::Ended(ended)) => return Ok(Some(ended)),
-                Ok(other) => return Err(unexpected(&other)),
-                Err(VmError::Control(error)) if is_timeout(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        match self.receive(limit) {
+            Ok(Reply::Ended(ended)) => Ok(Some(ended)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(VmError::Control(error)) if is_timeout(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

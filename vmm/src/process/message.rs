@@ -27,6 +27,8 @@ pub enum Request {
     Pause,
     /// Write memory and state of the paused machine into a directory and seal its disk.
     Save(SaveSpec),
+    /// Seal the disk of a machine that has ended; answered with [`Reply::Sealed`].
+    SealDisk,
     /// Ask the guest to have this much memory beyond boot RAM, in bytes.
     RequestMemory(u64),
     /// Sizes and times.
@@ -43,6 +45,8 @@ pub enum Reply {
     Done,
     /// Saved.
     Saved(Box<Saved>),
+    /// The file that was the overlay and is now a sealed layer.
+    Sealed(PathBuf),
     /// Sizes and times.
     Stats(VmStats),
     /// The VM ended by itself.

@@ -143,6 +143,7 @@ impl Server {
             Request::Resume => self.resume(),
             Request::Pause => self.pause(),
             Request::Save(spec) => self.save(&spec),
+            Request::SealDisk => self.seal_disk(),
             Request::RequestMemory(bytes) => self.request_memory(bytes),
             Request::Stats => self.stats(),
             // Handled by the caller.
@@ -294,6 +295,20 @@ impl Server {
                 .unwrap_or_default(),
             paused_us: micros(started),
         })))
+    }
+
+    fn seal_disk(&mut self) -> Result<Reply, Failure> {
+        match (&self.vm, &self.disk) {
+            (Vm::Over(_), Some(disk)) => {
+                disk.seal_for_good()
+                    .map_err(|error| failure(FailureKind::Disk, error))?;
+                Ok(Reply::Sealed(self.overlay_path.clone()))
+            }
+            _ => {
+                let vm = std::mem::replace(&mut self.vm, Vm::None);
+                Err(self.put_back(vm, "seal the disk"))
+            }
+        }
     }
 
     fn devices(&self) -> Result<&DeviceSet, Failure> {

@@ -1,0 +1,128 @@
+//! Phase two: the finished disks, cold-booted at the floor and checkpointed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use spore_protocol::{Integrity, Status};
+use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord};
+use spore_snapshot::{CheckpointId, Digest};
+use spore_vmm::guest::{CheckpointPlan, ColdBoot, Guest, default_max_mb};
+
+use super::Variant;
+use super::steps::boot_limit;
+use crate::error::BuildError;
+use crate::hash::ContentHash;
+use crate::host::Host;
+use crate::observe::{BuildEvent, Observer};
+
+/// Free page reporting runs two seconds after pages are freed (mm/page_reporting.c).
+const REPORTING_DELAY: Duration = Duration::from_millis(2500);
+/// The memory of a guest that does not settle is checkpointed as it is.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Cold-boots `layers` as `variant` says, and checkpoints the guest when it is at rest.
+pub(super) fn run(
+    host: &Host,
+    layers: &[Digest],
+    variant: Variant,
+    kernel: Digest,
+    content: &ContentHash,
+    observer: &mut dyn Observer,
+) -> Result<CheckpointId, BuildError> {
+    observer.event(BuildEvent::Finalizing {
+        floor_mb: variant.floor_mb,
+    });
+    let started = Instant::now();
+    let store = host.store();
+    let disk = layers
+        .iter()
+        .map(|digest| Ok((*digest, store.layer(digest)?)))
+        .collect::<Result<_, BuildError>>()?;
+    let boot = ColdBoot {
+        vcpus: variant.vcpus,
+        memory_mb: variant.floor_mb,
+        max_memory_mb: default_max_mb().max(variant.floor_mb),
+        kernel: host.kernel().to_owned(),
+        disk,
+        durable: false,
+    };
+    let mut guest = Guest::cold_boot(store, &boot)?;
+    let (mut agent, status) = guest.wait_agent(boot_limit(variant.floor_mb))?;
+    let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
+    check(&integrity)?;
+    agent.settle().map_err(|error| guest.explain(error))?;
+    drop(agent);
+    settle(&guest);
+    observer.event(BuildEvent::Settled {
+        took: started.elapsed(),
+    });
+
+    let started = Instant::now();
+    let plan = CheckpointPlan {
+        kind: CheckpointKind::Image,
+        kernel: KernelRecord {
+            release: status.kernel_release.clone(),
+            blake3: kernel,
+            cmdline: spore_vmm::guest::cmdline(),
+        },
+        annotations: annotations(&status, content),
+    };
+    let id = guest.checkpoint(store, plan)?;
+    let memory_bytes = store.manifest(&id)?.memory.data_bytes;
+    observer.event(BuildEvent::Checkpointed {
+        took: started.elapsed(),
+        memory_bytes,
+    });
+    Ok(id)
+}
+
+fn annotations(status: &Status, content: &ContentHash) -> BTreeMap<String, String> {
+    let nonce = status
+        .boot_nonce
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    BTreeMap::from([
+        // Kept only in the guest's memory: a fork that has it was restored, not booted.
+        ("bootNonce".to_owned(), nonce),
+        ("monotonicNs".to_owned(), status.monotonic_ns.to_string()),
+        ("contentHash".to_owned(), content.to_string()),
+    ])
+}
+
+/// A step may have replaced what an image boots with.
+fn check(integrity: &Integrity) -> Result<(), BuildError> {
+    if integrity.intact {
+        return Ok(());
+    }
+    let files = integrity
+        .files
+        .iter()
+        .filter(|file| file.sha256.as_ref() != Some(&integrity.running_sha256))
+        .map(|file| match &file.sha256 {
+            Some(_) => format!("{} is another program", file.path),
+            None => format!("{} cannot be read", file.path),
+        })
+        .collect::<Vec<_>>();
+    Err(BuildError::NotIntact {
+        what: if files.is_empty() {
+            "PID 1 is not the agent".into()
+        } else {
+            files.join(", ")
+        },
+    })
+}
+
+/// Waits until the guest has told us all the memory it does not use.
+fn settle(guest: &Guest) {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    let mut least = guest.resident_bytes();
+    let mut since = Instant::now();
+    while since.elapsed() < REPORTING_DELAY && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = guest.resident_bytes();
+        if now < least {
+            (least, since) = (now, Instant::now());
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The two-phase build: steps in a big VM, then a cold boot of the disks at the floor.
+//!
+//! [`steps`] runs the first phase, [`finalize`] the second; this file decides which of them is
+//! needed, and makes equal builds run once: each holds a lock named by what it builds, and who
+//! waited for it finds the result in the store.
+
+mod finalize;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, flock};
+use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord};
+use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
+
+use crate::error::BuildError;
+use crate::hash::{BaseDigest, cache_key};
+use crate::host::Host;
+use crate::manifest::Manifest;
+use crate::observe::{BuildEvent, Observer};
+use crate::plan::Plan;
+
+/// Hexadecimal digits of the cache key that make an image's id.
+const ID_DIGITS: usize = 32;
+
+/// What makes one checkpoint of an image another than its siblings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Memory at rest, in MiB.
+    pub floor_mb: u32,
+    /// vCPUs, 1 to 16.
+    pub vcpus: u8,
+}
+
+/// What a build came to.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The image.
+    pub image: Image,
+    /// The checkpoint at the floor that was asked for.
+    pub checkpoint: CheckpointId,
+    /// How long the build phase took; absent when its disks were there already.
+    pub build: Option<Duration>,
+    /// How long the finalize phase took; absent when the checkpoint was there already.
+    pub finalize: Option<Duration>,
+    /// Size of the checkpoint's memory file, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// Builds an image, or finds it built.
+///
+/// # Errors
+/// [`BuildError`]. Whatever it is, no VM, process, file or lock of this build is left, and the same
+/// build can be tried again.
+pub fn build(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
+    let base = host.bases().get(manifest.base())?;
+    let plan = Plan::new(manifest, &base)?;
+    spore_vmm::kvm::open()?;
+    let kernel = host.kernel_digest()?;
+    let base_digest = host.store().import_raw(base.rootfs())?;
+    let key = cache_key(
+        &manifest.content_hash(),
+        &BaseDigest::from_bytes(*base_digest.as_bytes()),
+    );
+    let id: ImageId = key.to_string()[..ID_DIGITS]
+        .parse()
+        .map_err(BuildError::internal)?;
+    let name = match manifest.name() {
+        Some(name) => Some(name.as_str().parse::<ImageName>().map_err(BuildError::internal)?),
+        None => None,
+    };
+    let _only_one = BuildLock::take(host, &id, observer)?;
+    // Until the image names them, nothing else keeps the new layers from being collected.
+    let _hold = host.store().hold()?;
+
+    let earlier = host
+        .store()
+        .list_images()?
+        .into_iter()
+        .find(|image| image.record.id == id);
+    let (layers, built) = match earlier {
+        Some(image) => {
+            observer.event(BuildEvent::DisksCached);
+            (image.record.disk_layers, None)
+        }
+        None => {
+            let started = Instant::now();
+            let layers = steps::run(host, manifest, &plan, base_digest, observer)?;
+            let took = started.elapsed();
+            observer.event(BuildEvent::Sealed { took });
+            let record = ImageRecord {
+                id: id.clone(),
+                content_hash: manifest.content_hash().to_string(),
+                base_digest,
+                disk_layers: layers.clone(),
+                checkpoints: Vec::new(),
+                created_unix_seconds: now(),
+                size_bytes: layer_bytes(host, &layers)?,
+                builder_memory_mb: manifest.builder_memory().get(),
+                annotations: BTreeMap::new(),
+            };
+            (layers, Some((record, took)))
+        }
+    };
+    let variant = Variant {
+        floor_mb: manifest.runtime_memory().get(),
+        vcpus: 1,
+    };
+    let (checkpoint, finalize) = match find(host, &id, variant, &kernel)? {
+        Some(checkpoint) => (checkpoint, None),
+        None => {
+            let started = Instant::now();
+            let checkpoint =
+                finalize::run(host, &layers, variant, kernel, &manifest.content_hash(), observer)?;
+            (checkpoint, Some(started.elapsed()))
+        }
+    };
+    let build = match built {
+        Some((mut record, took)) => {
+            record.checkpoints.push(entry(variant, kernel, checkpoint));
+            host.store().put_image(&record, name.as_ref())?;
+            Some(took)
+        }
+        None => {
+            let record = host.store().update_image(&id, |record| {
+                if !record.checkpoints.iter().any(|known| known.id == checkpoint) {
+                    record.checkpoints.push(entry(variant, kernel, checkpoint));
+                }
+            })?;
+            if name.is_some() {
+                host.store().put_image(&record, name.as_ref())?;
+            }
+            None
+        }
+    };
+    let image = host.store().find_image(id.as_str())?;
+    let memory_bytes = host.store().manifest(&checkpoint)?.memory.data_bytes;
+    Ok(Built {
+        image,
+        checkpoint,
+        build,
+        finalize,
+        memory_bytes,
+    })
+}
+
+/// The checkpoint of an image with these properties, made now if there is none.
+///
+/// # Errors
+/// As [`build`].
+pub fn variant(
+    host: &Host,
+    image: &Image,
+    variant: Variant,
+    observer: &mut dyn Observer,
+) -> Result<CheckpointId, BuildError> {
+    let id = &image.record.id;
+    let kernel = host.kernel_digest()?;
+    let _only_one = BuildLock::take(host, id, observer)?;
+    if let Some(checkpoint) = find(host, id, variant, &kernel)? {
+        return Ok(checkpoint);
+    }
+    let _hold = host.store().hold()?;
+    let content = image.record.content_hash.parse().map_err(BuildError::internal)?;
+    let checkpoint = finalize::run(
+        host,
+        &image.record.disk_layers,
+        variant,
+        kernel,
+        &content,
+        observer,
+    )?;
+    host.store().update_image(id, |record| {
+        record.checkpoints.push(entry(variant, kernel, checkpoint))
+    })?;
+    Ok(checkpoint)
+}
+
+fn entry(variant: Variant, kernel: Digest, id: CheckpointId) -> ImageCheckpoint {
+    ImageCheckpoint {
+        floor_mb: variant.floor_mb,
+        vcpus: variant.vcpus.into(),
+        kernel,
+        id,
+    }
+}
+
+fn find(
+    host: &Host,
+    id: &ImageId,
+    variant: Variant,
+    kernel: &Digest,
+) -> Result<Option<CheckpointId>, BuildError> {
+    let images = host.store().list_images()?;
+    let Some(image) = images.into_iter().find(|image| image.record.id == *id) else {
+        return Ok(None);
+    };
+    let fits = |known: &&ImageCheckpoint| {
+        known.floor_mb == variant.floor_mb
+            && known.vcpus == u32::from(variant.vcpus)
+            && known.kernel == *kernel
+    };
+    Ok(image.record.checkpoints.iter().find(fits).map(|known| known.id))
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+fn layer_bytes(host: &Host, layers: &[Digest]) -> Result<u64, BuildError> {
+    let mut bytes = 0;
+    for layer in layers {
+        bytes += host
+            .store()
+            .layer(layer)?
+            .allocated_bytes()
+            .map_err(BuildError::internal)?;
+    }
+    Ok(bytes)
+}
+
+/// Held by the one process that builds an image; the kernel lets go of it when that process ends.
+struct BuildLock {
+    _file: File,
+}
+
+impl BuildLock {
+    fn take(host: &Host, id: &ImageId, observer: &mut dyn Observer) -> Result<Self, BuildError> {
+        let directory = host.store().root().join("builds");
+        std::fs::create_dir_all(&directory).map_err(BuildError::internal)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(id.as_str()))
+            .map_err(BuildError::internal)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            observer.event(BuildEvent::Waiting);
+            flock(&file, FlockOperation::LockExclusive).map_err(BuildError::internal)?;
+        }
+        Ok(Self { _file: file })
+    }
+}

@@ -1,0 +1,77 @@
+//! What a build needs of this host: the store, the bases and a kernel.
+
+use std::path::{Path, PathBuf};
+
+use spore_snapshot::Digest;
+use spore_snapshot::store::{Store, StoreError};
+
+use crate::base::BaseStore;
+
+/// Why this host is not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No kernel.
+    #[error("kernel {path}: {source}; build one with `make kernel`, or name another with --kernel")]
+    Kernel {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// The store, the bases and a kernel.
+#[derive(Debug)]
+pub struct Host {
+    store: Store,
+    bases: BaseStore,
+    kernel: PathBuf,
+}
+
+impl Host {
+    /// Opens the data directory `data` (made if missing) with the bases and kernels under `cache`;
+    /// `kernel` overrides the default one.
+    ///
+    /// # Errors
+    /// [`HostError::Store`]. A missing kernel is an error when it is needed.
+    pub fn open(data: &Path, cache: &Path, kernel: Option<&Path>) -> Result<Self, HostError> {
+        let kernel = kernel.map_or_else(|| cache.join("kernel/current/vmlinux"), Path::to_owned);
+        Ok(Self {
+            store: Store::open(data)?,
+            bases: BaseStore::new(cache.join("bases")),
+            kernel,
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The bases.
+    pub fn bases(&self) -> &BaseStore {
+        &self.bases
+    }
+
+    /// The kernel file.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// BLAKE3 of the kernel file.
+    ///
+    /// # Errors
+    /// [`HostError::Kernel`].
+    pub fn kernel_digest(&self) -> Result<Digest, HostError> {
+        let failed = |source| HostError::Kernel {
+            path: self.kernel.clone(),
+            source,
+        };
+        std::fs::read(&self.kernel)
+            .map(|bytes| Digest::of(&bytes))
+            .map_err(failed)
+    }
+}
