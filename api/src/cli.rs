@@ -1,0 +1,158 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Build big, sleep small, wake instantly, grow on demand: images built in VMs, forked in milliseconds.
+#[derive(Debug, Parser)]
+#[command(name = "spore", version, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where images are kept [default: $XDG_DATA_HOME/spore or ~/.local/share/spore]
+    #[arg(long, global = true, value_name = "DIR", env = "SPORE_DATA")]
+    pub data: Option<PathBuf>,
+    /// Where kernels and bases are kept [default: $XDG_CACHE_HOME/spore or ~/.cache/spore]
+    #[arg(long, global = true, value_name = "DIR", env = "SPORE_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// Boot this kernel (uncompressed ELF or bzImage) instead of ours
+    #[arg(long, global = true, value_name = "FILE", env = "SPORE_KERNEL")]
+    pub kernel: Option<PathBuf>,
+    /// Print JSON for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image from a manifest
+    Build(Build),
+    /// List images
+    Images,
+    /// Work with one image
+    #[command(subcommand)]
+    Image(Image),
+    /// Run a command in a fork of an image
+    Run(Run),
+    /// Show the whole idea at work, with proofs
+    Demo(Demo),
+    /// Say whether this host is ready, and what is missing
+    Doctor,
+}
+
+/// Build an image from a manifest.
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The manifest, a JSON file; `-` for standard input
+    pub file: PathBuf,
+}
+
+/// Work with one image.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Remove images, by name, id or the first digits of an id
+    Rm {
+        /// Which
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show all that is known of an image
+    Show {
+        /// Which
+        image: String,
+    },
+}
+
+/// Run a command in a fork of an image.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name, id or the first digits of an id
+    pub image: String,
+    /// Memory in MiB; less than the image's floor is the floor [default: the floor]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub memory: Option<u32>,
+    /// vCPUs; the first run with a new number boots the image once more
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub cpus: u8,
+    /// Set a variable, over those of the image
+    #[arg(long, value_name = "K=V", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Run in this directory instead of the image's
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Kill the command and all it started after this many seconds (exit code 124)
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: Option<u64>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Show the whole idea at work, with proofs.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Fill 90 % of the grown memory instead of 256 MB
+    #[arg(long)]
+    pub full: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let cli = Cli::try_parse_from([
+            "spore", "run", "img", "--env", "A=b=c", "--", "ls", "--json", "-v",
+        ])
+        .unwrap();
+        let Command::Run(run) = cli.command else { panic!() };
+        assert_eq!(run.command, ["ls", "--json", "-v"]);
+        assert_eq!(run.env, [("A".to_owned(), "b=c".to_owned())]);
+        assert!(!cli.global.json);
+    }
+
+    #[test]
+    fn absurd_numbers_are_refused() {
+        for bad in [
+            ["--memory", "0"],
+            ["--memory", "-1"],
+            ["--cpus", "17"],
+            ["--cpus", "0"],
+            ["--env", "=x"],
+        ] {
+            let words = ["spore", "run", "img"].iter().chain(&bad).chain(&["--", "true"]);
+            assert!(Cli::try_parse_from(words).is_err(), "{bad:?}");
+        }
+    }
+}

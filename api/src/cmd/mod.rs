@@ -1,0 +1,67 @@
+//! The commands.
+
+mod build;
+mod doctor;
+mod image;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use spore_builder::Host;
+
+use crate::cli::{Cli, Command, Global};
+use crate::failure::Failure;
+
+/// Does what was asked; the exit code is that of a command in a guest, where there is one.
+pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
+    match &cli.command {
+        Command::Build(args) => build::run(&cli.global, args),
+        Command::Images => image::list(&cli.global),
+        Command::Image(args) => image::run(&cli.global, args),
+        Command::Run(args) => run::run(&cli.global, args),
+        Command::Demo(_) => Err(Failure::internal("not built yet")),
+        Command::Doctor => doctor::run(&cli.global),
+    }
+}
+
+fn user_dir(chosen: Option<&PathBuf>, xdg: &str, below_home: &str) -> Result<PathBuf, Failure> {
+    if let Some(chosen) = chosen {
+        return Ok(chosen.clone());
+    }
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    set(xdg)
+        .or_else(|| set("HOME").map(|home| home.join(below_home)))
+        .map(|dir| dir.join("spore"))
+        .ok_or_else(|| {
+            Failure::refused(
+                "invalid_request",
+                "HOME is not set: say where with --data and --cache",
+            )
+        })
+}
+
+fn data_dir(global: &Global) -> Result<PathBuf, Failure> {
+    let dir = user_dir(global.data.as_ref(), "XDG_DATA_HOME", ".local/share")?;
+    std::path::absolute(&dir).map_err(Failure::internal)
+}
+
+fn cache_dir(global: &Global) -> Result<PathBuf, Failure> {
+    user_dir(global.cache.as_ref(), "XDG_CACHE_HOME", ".cache")
+}
+
+fn host(global: &Global) -> Result<Host, Failure> {
+    Ok(Host::open(
+        &data_dir(global)?,
+        &cache_dir(global)?,
+        global.kernel.as_deref(),
+    )?)
+}
+
+fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}

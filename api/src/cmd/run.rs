@@ -1,0 +1,209 @@
+//! `spore run`: fork, grow, run, destroy.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use spore_builder::{Host, Variant};
+use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
+use spore_snapshot::CheckpointId;
+use spore_snapshot::store::Image;
+use spore_vmm::guest::{Agent, Granted, Guest};
+
+use super::{host, print_json};
+use crate::cli::{Global, Run};
+use crate::failure::Failure;
+use crate::ui::{self, BuildProgress};
+
+/// `spore run` itself failed; the same number as docker's.
+const OWN_FAILURE: u8 = 125;
+/// The time limit; the same number as timeout(1)'s.
+const TIMED_OUT: u8 = 124;
+/// How long a fork may take to its agent's first answer.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Forks the image, runs the command in the fork, destroys the fork.
+pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
+    run_inner(global, args).map_err(|failure| match failure.exit_code() {
+        // Refused before anything was started: 2, as everywhere.
+        2 => failure,
+        _ => failure.with_exit(OWN_FAILURE),
+    })
+}
+
+fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
+    let host = host(global)?;
+    let image = host.store().find_image(&args.image)?;
+    spore_vmm::kvm::open().map_err(spore_builder::BuildError::from)?;
+    let checkpoint = choose(&host, &image, args)?;
+    let checkpoint = host.store().open_checkpoint(&checkpoint)?;
+    let max_mb = checkpoint.manifest.memory.span_bytes >> 20;
+    if let Some(asked) = args.memory.filter(|asked| u64::from(*asked) > max_mb) {
+        let message = format!("--memory {asked}: an image's forks have at most {max_mb} MiB");
+        return Err(Failure::refused("invalid_request", message));
+    }
+
+    let started = Instant::now();
+    let mut guest = Guest::fork(host.store(), &checkpoint)?;
+    let mut agent = guest.agent(READY_LIMIT)?;
+    agent.ping().map_err(|error| guest.explain(error))?;
+    let ready = started.elapsed();
+    let floor = checkpoint.manifest.floor_mb;
+    let granted = guest.resize(&mut agent, args.memory.unwrap_or(floor))?;
+    if global.verbose > 0 {
+        say_times(&guest, ready, &granted);
+    }
+    if global.json {
+        return run_for_program(args, &mut guest, &mut agent, ready, &granted);
+    }
+    let outcome = exec(args, &mut agent, &mut |stream, bytes| match stream {
+        OutputStream::Stdout => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        }
+        OutputStream::Stderr => std::io::stderr().write_all(bytes),
+    });
+    let outcome = outcome.map_err(|error| explain(&mut guest, args, error))?;
+    if outcome.status == ExitStatus::TimedOut {
+        eprintln!("spore: the command was killed at its time limit");
+    }
+    Ok(ExitCode::from(exit_code(outcome.status)))
+}
+
+/// The checkpoint to fork: the largest floor that is not above what is asked, else the smallest.
+fn choose(host: &Host, image: &Image, args: &Run) -> Result<CheckpointId, Failure> {
+    let mut fitting: Vec<_> = image
+        .record
+        .checkpoints
+        .iter()
+        .filter(|checkpoint| checkpoint.vcpus == u32::from(args.cpus))
+        .collect();
+    fitting.sort_by_key(|checkpoint| checkpoint.floor_mb);
+    let asked = args.memory.unwrap_or(0);
+    let best = fitting
+        .iter()
+        .rev()
+        .find(|checkpoint| checkpoint.floor_mb <= asked)
+        .or(fitting.first());
+    if let Some(checkpoint) = best {
+        return Ok(checkpoint.id);
+    }
+    let floor_mb = image
+        .record
+        .checkpoints
+        .iter()
+        .map(|checkpoint| checkpoint.floor_mb)
+        .min()
+        .unwrap_or(1024);
+    let variant = Variant {
+        floor_mb,
+        vcpus: args.cpus,
+    };
+    Ok(spore_builder::build::variant(
+        host,
+        image,
+        variant,
+        &mut BuildProgress::new(),
+    )?)
+}
+
+fn exec(
+    args: &Run,
+    agent: &mut Agent,
+    sink: &mut dyn FnMut(OutputStream, &[u8]) -> std::io::Result<()>,
+) -> Result<ExecOutcome, spore_protocol::ClientError> {
+    let mut request = ExecRequest::new(&args.command);
+    request.env = args.env.iter().cloned().collect();
+    request.cwd.clone_from(&args.workdir);
+    request.time_limit_ms = args.timeout.map(|seconds| seconds * 1000);
+    if args.interactive {
+        request.stdin = StdinMode::Piped;
+    }
+    agent.exec(&request, &mut std::io::stdin(), sink)
+}
+
+fn explain(guest: &mut Guest, args: &Run, error: spore_protocol::ClientError) -> Failure {
+    match error {
+        // The agent refused the request itself: what was asked is wrong, not the guest.
+        spore_protocol::ClientError::Refused(refused) => {
+            Failure::internal(format!("{}: {refused}", args.command.join(" ")))
+        }
+        error => guest.explain(error).into(),
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    match status {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        ExitStatus::TimedOut => TIMED_OUT,
+    }
+}
+
+fn say_times(guest: &Guest, ready: Duration, granted: &Granted) {
+    let times = guest.times();
+    eprintln!(
+        "fork {}: process {}, state set (T1) {}, running (T2) {}, agent answers (READY) {}",
+        guest.id(),
+        ui::took(times.spawned),
+        ui::took(times.prepared),
+        ui::took(times.resumed),
+        ui::took(ready)
+    );
+    eprintln!(
+        "memory: floor {} MiB, requested {}, granted {}, MemTotal {}, in {} ms",
+        granted.floor_mb, granted.requested_mb, granted.granted_mb, granted.mem_total_mb, granted.took_ms
+    );
+}
+
+fn run_for_program(
+    args: &Run,
+    guest: &mut Guest,
+    agent: &mut Agent,
+    ready: Duration,
+    granted: &Granted,
+) -> Result<ExitCode, Failure> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let outcome = exec(args, agent, &mut |stream, bytes| {
+        match stream {
+            OutputStream::Stdout => stdout.extend_from_slice(bytes),
+            OutputStream::Stderr => stderr.extend_from_slice(bytes),
+        }
+        Ok(())
+    });
+    let outcome = outcome.map_err(|error| explain(guest, args, error))?;
+    let code = exit_code(outcome.status);
+    let times = guest.times();
+    print_json(&json!({
+        "exitCode": code,
+        "timedOut": outcome.status == ExitStatus::TimedOut,
+        "oomKills": outcome.oom_kills,
+        "stdout": String::from_utf8_lossy(&stdout),
+        "stderr": String::from_utf8_lossy(&stderr),
+        "memory": granted,
+        "timesMs": {
+            "spawned": millis(times.spawned),
+            "prepared": millis(times.prepared),
+            "resumed": millis(times.resumed),
+            "ready": millis(ready),
+        },
+    }));
+    Ok(ExitCode::from(code))
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_a_shells() {
+        assert_eq!(exit_code(ExitStatus::Code(7)), 7);
+        assert_eq!(exit_code(ExitStatus::Signal(9)), 137);
+        assert_eq!(exit_code(ExitStatus::TimedOut), 124);
+    }
+}

@@ -1,0 +1,109 @@
+//! Why a command did not do what it should, and how that is told.
+
+use serde_json::json;
+use spore_builder::host::HostError;
+use spore_builder::{BuildError, ErrorCode};
+use spore_snapshot::store::StoreError;
+use spore_vmm::guest::{GuestError, ResizeError};
+
+/// A failure of `spore` itself. Commands in guests have exit codes of their own.
+#[derive(Debug)]
+pub struct Failure {
+    /// Stable code for programs.
+    code: &'static str,
+    /// One line (or a few, when a console's last lines are in it) for people.
+    message: String,
+    exit: u8,
+}
+
+/// What was asked cannot be: nothing was started.
+const REFUSED: u8 = 2;
+/// It was tried and failed.
+const FAILED: u8 = 1;
+
+impl Failure {
+    /// What was asked cannot be; nothing was started.
+    pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            exit: REFUSED,
+        }
+    }
+
+    /// This host is at fault.
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        Self {
+            code: ErrorCode::Internal.as_str(),
+            message: error.to_string(),
+            exit: FAILED,
+        }
+    }
+
+    /// The same with another exit code: `run` must not be confused with what it runs.
+    pub fn with_exit(mut self, exit: u8) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.exit
+    }
+
+    /// Tells it on standard error.
+    pub fn report(&self, as_json: bool) {
+        if as_json {
+            eprintln!(
+                "{}",
+                json!({"error": {"code": self.code, "message": self.message}})
+            );
+        } else {
+            eprintln!("spore: {}", self.message);
+        }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        Self {
+            code: error.code().as_str(),
+            message: error.to_string(),
+            exit: error.exit_code(),
+        }
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NotFound { .. } => Self::refused("not_found", error.to_string()),
+            StoreError::Ambiguous { .. } => Self::refused("conflict", error.to_string()),
+            _ => Self::internal(error),
+        }
+    }
+}
+
+impl From<GuestError> for Failure {
+    fn from(error: GuestError) -> Self {
+        let code = match &error {
+            GuestError::Unreachable { .. } => "guest_unreachable",
+            GuestError::Resize(ResizeError::AboveMaximum { .. }) => {
+                return Self::refused("invalid_request", error.to_string());
+            }
+            GuestError::Resize(_) => "insufficient_capacity",
+            _ => ErrorCode::Internal.as_str(),
+        };
+        Self {
+            code,
+            message: error.to_string(),
+            exit: FAILED,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What a person sees: tables, sizes, ages, the progress of a build.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use spore_builder::observe::{BuildEvent, Observer};
+
+/// Bytes as a person says them.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (count.max(1).ilog2() / 10).min(4);
+    let scaled = count as f64 / f64::from(1u32 << 10).powi(unit.cast_signed());
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{scaled:.1} {}", UNITS[unit as usize]),
+    }
+}
+
+/// How long ago `unix_seconds` was.
+pub fn age(unix_seconds: u64) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    match now.saturating_sub(unix_seconds) {
+        s @ 0..60 => format!("{s}s ago"),
+        s @ 60..3600 => format!("{}m ago", s / 60),
+        s @ 3600..86400 => format!("{}h ago", s / 3600),
+        s => format!("{}d ago", s / 86400),
+    }
+}
+
+/// A duration to a tenth of a second, or in milliseconds when it is short.
+pub fn took(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) {
+        format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+    } else {
+        format!("{:.1} s", duration.as_secs_f64())
+    }
+}
+
+/// Rows under a header, columns aligned, on standard output.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for line in layout(header, rows) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+fn layout(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let widths: Vec<usize> = (0..header.len())
+        .map(|column| {
+            let cells = rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count());
+            cells.chain([header[column].len()]).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let cells: Vec<_> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(&mut header.iter().copied())];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines
+}
+
+/// Tells of a build on standard error: a bar on a terminal, plain lines in a pipe.
+pub struct BuildProgress {
+    bar: Option<ProgressBar>,
+    partial: Vec<u8>,
+}
+
+impl BuildProgress {
+    /// For the standard error there is.
+    pub fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self {
+            bar,
+            partial: Vec::new(),
+        }
+    }
+
+    /// A line that stays.
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// What goes on now: the bar's text, or a line.
+    fn now(&self, text: String) {
+        match &self.bar {
+            Some(bar) => {
+                bar.reset_elapsed();
+                bar.set_message(text);
+            }
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Prints the complete lines of a step's output.
+    fn output(&mut self, bytes: &[u8]) {
+        self.partial.extend(bytes);
+        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            self.line(&format!("  | {}", printable(&line)));
+        }
+        // A line that never ends is not kept for ever.
+        if self.partial.len() > 4096 {
+            self.finish_line();
+        }
+    }
+
+    fn finish_line(&mut self) {
+        if !self.partial.is_empty() {
+            let line = std::mem::take(&mut self.partial);
+            self.line(&format!("  | {}", printable(&line)));
+        }
+    }
+}
+
+impl Drop for BuildProgress {
+    fn drop(&mut self) {
+        self.finish_line();
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Guest output without what could drive a terminal.
+fn printable(line: &[u8]) -> String {
+    String::from_utf8_lossy(line)
+        .chars()
+        .filter(|c| *c == '\t' || !c.is_control())
+        .collect()
+}
+
+impl Observer for BuildProgress {
+    fn event(&mut self, event: BuildEvent<'_>) {
+        match event {
+            BuildEvent::Waiting => self.now("waiting for the same build in another process".into()),
+            BuildEvent::DisksCached => self.line("disks: cached"),
+            BuildEvent::Booting { memory_mb } => {
+                self.now(format!("booting the build VM with {memory_mb} MiB"))
+            }
+            BuildEvent::Booted { took: time } => self.line(&format!("build VM up in {}", took(time))),
+            BuildEvent::StepStarted { step, of, label } => {
+                self.now(format!("step {}/{of}: {label}", step + 1))
+            }
+            BuildEvent::Output(bytes) => self.output(bytes),
+            BuildEvent::StepDone { step, took: time } => {
+                self.finish_line();
+                self.line(&format!("step {} done in {}", step + 1, took(time)));
+            }
+            BuildEvent::Sealed { took: time } => {
+                self.line(&format!("disks sealed; build phase {}", took(time)))
+            }
+            BuildEvent::Finalizing { floor_mb } => {
+                self.now(format!("finalizing: cold boot of the disks at {floor_mb} MiB"));
+            }
+            BuildEvent::Settled { took: time } => {
+                self.line(&format!("guest up and settled in {}", took(time)))
+            }
+            BuildEvent::Checkpointed {
+                took: time,
+                memory_bytes,
+            } => {
+                self.line(&format!(
+                    "checkpoint written in {}: {} of memory",
+                    took(time),
+                    bytes(memory_bytes)
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(34 << 20), "34.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![
+            vec!["a".to_owned(), "b".to_owned()],
+            vec!["long".to_owned(), "c".to_owned()],
+        ];
+        assert_eq!(layout(&["X", "Y"], &rows), ["X     Y", "a     b", "long  c"]);
+    }
+
+    #[test]
+    fn guest_output_cannot_drive_the_terminal() {
+        assert_eq!(printable(b"a\x1b[2Jb\r\n"), "a[2Jb");
+    }
+}
