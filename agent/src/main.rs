@@ -23,6 +23,7 @@ mod serve;
 mod status;
 mod sys;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,26 +48,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// PID 1 must not return: the kernel would panic.
+/// PID 1 must not end, by return or by panic: the kernel would panic.
 fn run_as_init() -> ! {
+    sys::report_panics();
     sys::tune_memory();
     sys::keep_inherited_descriptors();
-    boot::boot();
+    // What is missing after a panic in here, the host will find out from us.
+    let _ = catch_unwind(boot::boot);
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(Defaults::load(DEFAULTS_FILE.into()), true)));
-    let served = std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("listen".to_owned())
-        .stack_size(serve::STACK_BYTES)
-        .spawn(move || {
-            serve::forever(
-                agent,
-                Arc::new(sys::listen_vsock_until_it_works(spore_protocol::AGENT_PORT)),
-            );
-        });
-    match served {
+        .stack_size(serve::STACK_BYTES);
+    let listening = thread.spawn(move || {
+        serve::forever(
+            agent,
+            Arc::new(sys::listen_vsock_until_it_works(spore_protocol::AGENT_PORT)),
+        );
+    });
+    match listening {
         Ok(_) => eprintln!("{BUILD}: ready"),
         Err(error) => eprintln!("{BUILD}: cannot start a thread: {error}"),
     }
-    agent.reaper.run()
+    loop {
+        let Err(_) = catch_unwind(AssertUnwindSafe(|| agent.reaper.run()));
+    }
 }
 
 /// The same service as an ordinary process.
@@ -88,6 +93,7 @@ fn run_as_process() -> ExitCode {
         eprintln!("usage: spore-agent --test SOCKET [--defaults FILE] | --version; in a guest it is PID 1");
         return ExitCode::from(2);
     };
+    sys::report_panics();
     sys::forget_inherited_signals();
     sys::keep_inherited_descriptors();
     let listener = match std::os::unix::net::UnixListener::bind(&socket) {

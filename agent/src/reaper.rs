@@ -6,7 +6,7 @@
 //! until their [`Child`] is asked. Nothing else in this program may call a wait function, so
 //! nothing uses `std::process`.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -231,13 +231,6 @@ fn reap(pid: i32) -> Option<Exit> {
         wait_status,
         max_rss_bytes,
     })
-}
-
-/// Prints panics where somebody can see them: the console is the guest's only log.
-pub fn report_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        let _ = writeln!(io::stderr(), "spore-agent: BUG: {panic}");
-    }));
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::conversation::{Agent, Buffers, Conn};
-use crate::reaper::report_panics;
 
 /// The stack of every thread; only what is touched costs anything.
 pub const STACK_BYTES: usize = 256 * 1024;
@@ -35,7 +34,6 @@ struct Pool {
 
 /// Serves connections of `listener` on threads of its own, until the process ends.
 pub fn forever(agent: &'static Agent, listener: Arc<OwnedFd>) {
-    report_panics();
     let pool = Arc::new(Pool {
         agent,
         listener,

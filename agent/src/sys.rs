@@ -1,6 +1,6 @@
 //! The system calls that neither `std` nor `rustix` has.
 
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,13 @@ const BACKLOG: i32 = 128;
 /// its data whole at each step.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints panics where somebody can see them: the console is the guest's only log.
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let _ = writeln!(io::stderr(), "spore-agent: BUG: {panic}");
+    }));
 }
 
 /// Makes the heap one arena that is never given back, and keeps touched pages in memory: a

@@ -147,13 +147,16 @@ impl BaseStore {
         }
     }
 
-    /// The names of the bases that are here, sorted: every directory with a `base.json`. A store that was
-    /// never made or cannot be read has none.
+    /// The names of the bases that are here, sorted: every directory whose `base.json` calls it by its own
+    /// name (builds lie beside it under longer names). A store that was never made or cannot be read has none.
     pub fn names(&self) -> Vec<BaseName> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut names: Vec<BaseName> = entries
-            .filter(|entry| entry.path().join("base.json").is_file())
             .filter_map(|entry| BaseName::parse(entry.file_name().to_str()?).ok())
+            .filter(|name| {
+                let path = self.directory.join(name.as_str()).join("base.json");
+                read_bounded(&path).is_ok_and(|bytes| parse_description(name, &bytes).is_ok())
+            })
             .collect();
         names.sort_unstable();
         names
@@ -192,10 +195,8 @@ impl BaseStore {
     }
 
     fn read_description(&self, name: &BaseName, path: &Path) -> Result<Description, BaseError> {
-        let mut bytes = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(MAX_DESCRIPTION + 1).read_to_end(&mut bytes));
-        match read {
-            Ok(_) => {}
+        let bytes = match read_bounded(path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let (known, directory) = (self.names(), self.directory.clone());
                 return Err(BaseError::Unknown {
@@ -211,13 +212,20 @@ impl BaseStore {
                     cause,
                 });
             }
-        }
+        };
         parse_description(name, &bytes).map_err(|problem| BaseError::Damaged {
             name: name.clone(),
             path: path.to_owned(),
             problem,
         })
     }
+}
+
+/// The bytes of a description, and one more than it may have if there are more.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_DESCRIPTION + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A description, or what is wrong with it.

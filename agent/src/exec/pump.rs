@@ -5,6 +5,11 @@
 //! output or input stops it: it leaves output in the pipe while the host does not read, and
 //! input in the socket while the command does not.
 //!
+//! A command that writes a little at a time would have us wake, read and send for each little; so
+//! after a short read we leave its output alone for as long as that round took us. A single line
+//! is sent at once, a stream of them arrives in larger pieces, and we never take more than about
+//! half of the time from the command.
+//!
 //! # When it is over
 //! When the command has ended and both its outputs are at their end. If somebody else keeps an
 //! output open (a background process it left behind), it is over [`GRACE`] after the command
@@ -37,6 +42,10 @@ const GRACE: Duration = Duration::from_millis(250);
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// No more output is read while this much waits to be sent.
 const MAX_QUEUED_BYTES: usize = CHUNK_BYTES;
+/// A read of less than this is a short one.
+const SHORT_BYTES: usize = CHUNK_BYTES / 4;
+/// The longest we leave output alone.
+const MAX_REST: Duration = Duration::from_millis(20);
 /// Input is acknowledged in pieces of at least this size, or when the command has taken it all.
 const ACK_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
@@ -78,6 +87,8 @@ pub struct Pump<'a> {
     unacknowledged: usize,
     connection_full: bool,
     sent: usize,
+    /// Output is left alone until then.
+    rest_until: Option<Instant>,
 }
 
 /// One output of the command.
@@ -136,6 +147,7 @@ impl<'a> Pump<'a> {
             unacknowledged: 0,
             connection_full: false,
             sent: 0,
+            rest_until: None,
         }
     }
 
@@ -153,10 +165,13 @@ impl<'a> Pump<'a> {
 
     fn pump(&mut self) -> Result<Ended, Gone> {
         let mut exit: Option<(Exit, Instant)> = None;
+        let mut woken = Instant::now();
+        let mut short_read = false;
         loop {
             self.take_input()?;
             self.feed_command();
             self.acknowledge()?;
+            self.send()?;
             let now = Instant::now();
             if exit.is_none()
                 && let Some(ended) = self.child.exit()
@@ -176,7 +191,10 @@ impl<'a> Pump<'a> {
                 self.kill();
                 self.killed_at = Some(now);
             }
-            self.send()?;
+            if short_read {
+                self.rest_until = Some(now + (now - woken).min(MAX_REST));
+            }
+            self.rest_until = self.rest_until.filter(|until| exit.is_none() && now < *until);
             let until = match (exit, self.killed_at) {
                 (Some((_, grace)), _) => Some(grace).filter(|grace| now < *grace),
                 (None, Some(killed)) if now >= killed + KILL_PATIENCE => {
@@ -192,11 +210,15 @@ impl<'a> Pump<'a> {
                 (None, Some(killed)) => Some(killed + KILL_PATIENCE),
                 (None, None) => self.deadline,
             };
-            for (source, events) in self.wait(exit.is_some(), until.map(|until| until - now))? {
+            let until = until.into_iter().chain(self.rest_until).min();
+            let happened = self.wait(exit.is_some(), until.map(|until| until - now))?;
+            woken = Instant::now();
+            short_read = false;
+            for (source, events) in happened {
                 match source {
                     Source::Connection => self.on_connection(events)?,
                     Source::Stdin => self.stdin_full = false,
-                    Source::Output(index) => self.on_output(index, events)?,
+                    Source::Output(index) => short_read |= self.on_output(index, events)? < SHORT_BYTES,
                     Source::End => {}
                 }
             }
@@ -219,7 +241,7 @@ impl<'a> Pump<'a> {
             sources.push(Source::Stdin);
             polled.push(PollFd::new(stdin, PollFlags::OUT));
         }
-        if self.queued() < MAX_QUEUED_BYTES {
+        if self.queued() < MAX_QUEUED_BYTES && self.rest_until.is_none() {
             for (index, output) in self.outputs.iter().enumerate() {
                 if let Some(pipe) = &output.pipe {
                     sources.push(Source::Output(index));
@@ -263,14 +285,15 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    fn on_output(&mut self, index: usize, events: PollFlags) -> Result<(), Gone> {
+    /// How much was read.
+    fn on_output(&mut self, index: usize, events: PollFlags) -> Result<usize, Gone> {
         let output = &mut self.outputs[index];
-        let Some(pipe) = &output.pipe else { return Ok(()) };
+        let Some(pipe) = &output.pipe else { return Ok(0) };
         let scratch = &mut self.buffers.scratch;
         scratch.clear();
         let count = if events.contains(PollFlags::IN) {
             match rustix::io::read(pipe, spare_capacity(scratch)) {
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
                 other => other.unwrap_or(0),
             }
         } else {
@@ -284,7 +307,7 @@ impl<'a> Pump<'a> {
         if count > 0 {
             frame::encode(&(output.reply)(scratch), &mut self.buffers.outgoing)?;
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Takes what the host has sent apart.

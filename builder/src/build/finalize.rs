@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use spore_protocol::{Integrity, Status};
+use spore_protocol::{ClientError, ExecRequest, Integrity, Status};
 use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord};
 use spore_snapshot::{CheckpointId, Digest};
-use spore_vmm::guest::{CheckpointPlan, ColdBoot, Guest, default_max_mb};
+use spore_vmm::guest::{Agent, CheckpointPlan, ColdBoot, Guest, default_max_mb};
 
 use super::Variant;
 use super::steps::boot_limit;
@@ -51,6 +51,7 @@ pub(super) fn run(
     let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
     check(&integrity)?;
     agent.settle().map_err(|error| guest.explain(error))?;
+    warm_up(&mut guest, &mut agent)?;
     drop(agent);
     settle(&guest);
     observer.event(BuildEvent::Settled {
@@ -111,6 +112,15 @@ fn check(integrity: &Integrity) -> Result<(), BuildError> {
             files.join(", ")
         },
     })
+}
+
+/// The pages that running a command touches are in memory in every fork then, not read from its disk
+/// first. What the command says does not matter.
+fn warm_up(guest: &mut Guest, agent: &mut Agent) -> Result<(), BuildError> {
+    match agent.exec_collect(&ExecRequest::new(["true"]), b"") {
+        Ok(_) | Err(ClientError::Refused(_)) => Ok(()),
+        Err(error) => Err(guest.explain(error).into()),
+    }
 }
 
 /// Waits until the guest has told us all the memory it does not use.
