@@ -1,7 +1,7 @@
 //! A disk overlay of the `snapshot` crate as a block device's backend.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spore_devices::virtio::block::BlockBackend;
@@ -9,12 +9,21 @@ use spore_snapshot::disk::{DiskError, Durability, Layer, Overlay};
 
 /// The overlay of a running machine, shared between its block device and whoever freezes it.
 #[derive(Clone)]
-pub struct SharedOverlay(Arc<Mutex<Option<Overlay>>>);
+pub struct SharedOverlay(Arc<Mutex<Disk>>);
+
+struct Disk {
+    overlay: Option<Overlay>,
+    /// Layers frozen under the overlay that are not sealed yet: a seal failed half-way.
+    unsealed: Vec<Arc<Layer>>,
+}
 
 impl SharedOverlay {
     /// Shares `overlay`.
     pub fn new(overlay: Overlay) -> Self {
-        Self(Arc::new(Mutex::new(Some(overlay))))
+        Self(Arc::new(Mutex::new(Disk {
+            overlay: Some(overlay),
+            unsealed: Vec::new(),
+        })))
     }
 
     /// The block device's end.
@@ -22,30 +31,53 @@ impl SharedOverlay {
         Box::new(self.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Overlay>> {
+    fn lock(&self) -> MutexGuard<'_, Disk> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Size of the disk, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.lock().overlay.as_ref().map_or(0, Overlay::len)
+    }
+
     /// Seals what was written as a layer and goes on above it in a new overlay at `next`. The
-    /// machine must stand still.
+    /// machine must stand still. A disk nothing was written to needs no layer and goes on as it is.
     ///
-    /// Returns all layers, bottom first; the last is the one just sealed, in the file where the
-    /// overlay was.
+    /// Returns the files that are layers now and were not before, bottom first.
     ///
     /// # Errors
-    /// What the disk reports. When `next` cannot be made nothing has changed.
-    pub fn seal(&self, next: &Path) -> Result<Vec<Arc<Layer>>, DiskError> {
-        let mut slot = self.lock();
-        let Some(overlay) = slot.take() else {
-            return Ok(Vec::new());
-        };
-        let (size, durability) = (overlay.len(), overlay.durability());
-        let mut layers = overlay.lower().to_vec();
-        let frozen = overlay.freeze();
-        layers.push(frozen.clone());
-        *slot = Some(Overlay::create(next, size, layers.clone(), durability)?);
-        frozen.seal()?;
-        Ok(layers)
+    /// What the disk reports. The machine can go on; what is not sealed yet is by the next call.
+    pub fn seal(&self, next: &Path) -> Result<Vec<PathBuf>, DiskError> {
+        let mut disk = self.lock();
+        if disk
+            .overlay
+            .as_ref()
+            .is_some_and(|overlay| !overlay.is_pristine())
+        {
+            // What can fail is found out before the old overlay is given up.
+            std::fs::File::create_new(next)
+                .and_then(|_| std::fs::remove_file(next))
+                .map_err(|source| DiskError::Io {
+                    action: "create",
+                    path: next.to_owned(),
+                    source,
+                })?;
+            if let Some(overlay) = disk.overlay.take() {
+                let (size, durability) = (overlay.len(), overlay.durability());
+                let mut layers = overlay.lower().to_vec();
+                let frozen = overlay.freeze();
+                layers.push(frozen.clone());
+                disk.unsealed.push(frozen);
+                disk.overlay = Some(Overlay::create(next, size, layers, durability)?);
+            }
+        }
+        let mut sealed = Vec::new();
+        for layer in &disk.unsealed {
+            layer.seal()?;
+            sealed.push(layer.path().to_owned());
+        }
+        disk.unsealed.clear();
+        Ok(sealed)
     }
 
     /// Seals what was written as a layer, when the machine is over and nothing will be written again.
@@ -53,7 +85,7 @@ impl SharedOverlay {
     /// # Errors
     /// What the disk reports.
     pub fn seal_for_good(&self) -> Result<(), DiskError> {
-        match self.lock().take() {
+        match self.lock().overlay.take() {
             Some(overlay) => overlay.seal().map(drop),
             None => Ok(()),
         }
@@ -62,7 +94,7 @@ impl SharedOverlay {
 
 impl BlockBackend for SharedOverlay {
     fn len(&self) -> u64 {
-        self.lock().as_ref().map_or(0, Overlay::len)
+        self.bytes()
     }
 
     fn read_at(&mut self, offset: u64, data: &mut [u8]) -> io::Result<()> {
@@ -87,10 +119,10 @@ impl BlockBackend for SharedOverlay {
 }
 
 fn with(
-    mut slot: MutexGuard<'_, Option<Overlay>>,
+    mut disk: MutexGuard<'_, Disk>,
     operation: impl FnOnce(&mut Overlay) -> Result<(), DiskError>,
 ) -> io::Result<()> {
-    match slot.as_mut() {
+    match disk.overlay.as_mut() {
         Some(overlay) => operation(overlay).map_err(io::Error::other),
         None => Err(io::Error::other(
             "the disk was lost when a new overlay could not be made",
@@ -105,7 +137,7 @@ pub struct DiskSpec {
     /// Layer files, bottom first.
     pub layers: Vec<LayerFile>,
     /// Where the private overlay is made; the file must not exist.
-    pub overlay: std::path::PathBuf,
+    pub overlay: PathBuf,
     /// Size of the disk in bytes; 0 for that of the topmost layer.
     pub virtual_size: u64,
     /// Whether a guest's flush must reach the host's disk.
@@ -117,7 +149,7 @@ pub struct DiskSpec {
 #[serde(rename_all = "camelCase")]
 pub struct LayerFile {
     /// Where.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// A raw image rather than a sealed overlay.
     pub raw: bool,
 }

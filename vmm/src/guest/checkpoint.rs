@@ -29,15 +29,19 @@ impl Guest {
     pub fn checkpoint(&mut self, store: &Store, plan: CheckpointPlan) -> Result<CheckpointId, GuestError> {
         let writer = store.begin_checkpoint()?;
         self.vm.pause()?;
-        let next = self.overlay(self.overlays + 1);
+        // A new name each time: a save that fails may have used it.
+        self.overlays += 1;
+        let next = self.overlay(self.overlays);
         let saved = self.vm.save(&writer.directory(), &next);
         // The guest goes on whatever came of it.
         let resumed = self.vm.resume();
         let saved = saved?;
         resumed?;
-        self.overlays += 1;
-        let layer = store.adopt_layer(&saved.layer)?;
-        self.disk_layers.push(layer);
+        self.unadopted.extend(saved.layers);
+        while let Some(layer) = self.unadopted.first() {
+            self.disk_layers.push(store.adopt_layer(layer)?);
+            self.unadopted.remove(0);
+        }
         self.run.pin(&self.disk_layers)?;
         let meta = CheckpointMeta {
             kind: plan.kind,

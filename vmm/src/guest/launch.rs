@@ -149,6 +149,7 @@ impl Guest {
             run,
             overlays: 0,
             disk_layers,
+            unadopted: Vec::new(),
             times: ForkTimes::default(),
         })
     }

@@ -83,6 +83,8 @@ pub struct Guest {
     run: RunDir,
     overlays: u32,
     disk_layers: Vec<Digest>,
+    /// Sealed layers that are not in the store yet: a checkpoint failed in between.
+    unadopted: Vec<PathBuf>,
     times: ForkTimes,
 }
 

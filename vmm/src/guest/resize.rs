@@ -103,7 +103,10 @@ impl Guest {
         let block = crate::layout::HOTPLUG_BLOCK;
         let wanted = (u64::from(total_mb.max(floor_mb)) * MIB - before.boot_bytes).next_multiple_of(block);
         let grows = wanted >= before.plugged_bytes;
-        self.vm.request_memory(wanted)?;
+        // Asking for what it has would cost the guest an interrupt and a look at its memory blocks.
+        if wanted != before.plugged_bytes || wanted != before.requested_bytes {
+            self.vm.request_memory(wanted)?;
+        }
 
         let mut plugged = before.plugged_bytes;
         let mut moved = Instant::now();
@@ -115,7 +118,12 @@ impl Guest {
             }
         }
         let shown = |total: u64| total + kept + TOLERANCE >= before.boot_bytes + plugged;
-        let mut total = agent.memory(false)?.total_bytes;
+        let unchanged = wanted == before.plugged_bytes;
+        let mut total = if unchanged {
+            report.total_bytes
+        } else {
+            agent.memory(false)?.total_bytes
+        };
         let verify = Instant::now();
         while plugged == wanted && !shown(total) && verify.elapsed() < STALL {
             std::thread::sleep(LOOK * 5);

@@ -115,6 +115,8 @@ fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     io: IoLoop,
+    /// The guest has yet to hear of its new generation id.
+    announce: bool,
     shared: Shared,
 }
 

@@ -122,6 +122,7 @@ impl Foundation {
         Ok(Machine {
             vcpus,
             io,
+            announce: false,
             shared: Shared {
                 gate,
                 bus,

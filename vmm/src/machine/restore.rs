@@ -125,7 +125,9 @@ impl Machine {
             generation_line: line(layout::GED_GSI)?,
         };
         drop(view);
-        base.assemble(vcpus, parts, attachments.vsock, generation)
+        let mut machine = base.assemble(vcpus, parts, attachments.vsock, generation)?;
+        machine.announce = true;
+        Ok(machine)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use spore_devices::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Machine, MachineError, Shared, host};
@@ -26,6 +27,13 @@ impl Machine {
     pub fn run(mut self) -> Result<Running, MachineError> {
         let Shared { gate, .. } = &self.shared;
         gate.arm(self.vcpus.iter_mut().map(|vcpu| &mut vcpu.fd));
+        if std::mem::take(&mut self.announce) {
+            self.shared
+                .devices
+                .generation_line
+                .trigger()
+                .map_err(host("the generation id's interrupt"))?;
+        }
         let stop_io = self.io.stop_event();
         let ended = self.shared.ended.clone();
         let io = self.io;
@@ -92,6 +100,7 @@ impl Running {
             (Ok(io), None) => Ok(Machine {
                 vcpus,
                 io,
+                announce: false,
                 shared: self.shared,
             }),
             (Err(_), _) => Err(Ended::Failed(

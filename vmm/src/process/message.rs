@@ -113,8 +113,8 @@ pub struct Saved {
     pub memory: MemoryRecord,
     /// The state file.
     pub state: StateRecord,
-    /// The sealed layer: the file that was the overlay.
-    pub layer: PathBuf,
+    /// Files that are layers of the disk now and were not before, bottom first.
+    pub layers: Vec<PathBuf>,
     /// Size of the disk, in bytes.
     pub disk_bytes: u64,
     /// vCPUs.

@@ -280,12 +280,11 @@ impl Server {
         let layers = disk
             .seal(&spec.next_overlay)
             .map_err(|error| failure(FailureKind::Disk, error))?;
-        let layer = std::mem::replace(&mut self.overlay_path, spec.next_overlay.clone());
         Ok(Reply::Saved(Box::new(Saved {
             memory,
             state: state_record.into_record(),
-            layer,
-            disk_bytes: layers.last().map_or(0, |layer| layer.virtual_size()),
+            layers,
+            disk_bytes: disk.bytes(),
             vcpus: u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX),
             memory_bytes: state.ram.boot + plugged.iter().map(|(_, bytes)| bytes).sum::<u64>(),
             cpu_features: state
