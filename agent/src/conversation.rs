@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::SendFlags;
@@ -13,6 +13,7 @@ use spore_protocol::{
 
 use crate::defaults::Defaults;
 use crate::exec::{self, Gone};
+use crate::fork_port::ForkPort;
 use crate::power::{self, Ending};
 use crate::reaper::Reaper;
 use crate::status::{self, OomCounter};
@@ -31,6 +32,8 @@ pub struct Agent {
     boot_nonce: [u8; 16],
     /// Whether the machine is ours.
     is_init: bool,
+    /// Opened at the first sleep.
+    fork_port: OnceLock<ForkPort>,
 }
 
 /// A connected stream socket, of whatever family.
@@ -156,6 +159,7 @@ impl Agent {
             oom: OomCounter::default(),
             boot_nonce: status::draw_nonce(),
             is_init,
+            fork_port: OnceLock::new(),
         }
     }
 
@@ -226,6 +230,7 @@ impl Agent {
             Request::Integrity => buffers.push_result(integrity::check(), Reply::Integrity)?,
             Request::Poweroff => self.end(Ending::Poweroff, connection, buffers)?,
             Request::Reboot => self.end(Ending::Reboot, connection, buffers)?,
+            Request::Sleep => self.sleep(connection, buffers)?,
         }
         Ok(())
     }
@@ -235,6 +240,33 @@ impl Agent {
             Ok(outcome) => Ok(buffers.push(&Reply::Exited(outcome))?),
             Err(failure) => Ok(buffers.push(&Reply::Failed(failure))?),
         }
+    }
+
+    /// Opens the fork port, answers, and goes to sleep there. The connection is over after that: in
+    /// a fork its other end belongs to somebody else.
+    fn sleep(&self, connection: &Conn, buffers: &mut Buffers) -> Result<(), Over> {
+        let port = match self.fork_port() {
+            Ok(port) => port,
+            Err(error) => {
+                let failure = Failure::new(FailureKind::Unsupported, format!("fork port: {error}"));
+                return Ok(buffers.push(&Reply::Failed(failure))?);
+            }
+        };
+        buffers.push(&Reply::Done)?;
+        buffers.flush(connection)?;
+        port.sleep();
+        Err(Over::Gone)
+    }
+
+    fn fork_port(&self) -> io::Result<&ForkPort> {
+        if let Some(port) = self.fork_port.get() {
+            return Ok(port);
+        }
+        if !self.is_init {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this agent is not PID 1"));
+        }
+        let port = ForkPort::open()?;
+        Ok(self.fork_port.get_or_init(|| port))
     }
 
     fn end(&self, ending: Ending, connection: &Conn, buffers: &mut Buffers) -> Result<(), Over> {

@@ -2,7 +2,8 @@
 //!
 //! It mounts what a Linux system expects ([`boot`]), reaps every orphan ([`reaper`]), and serves
 //! the host's requests on a vsock port ([`serve`], [`conversation`]): running commands
-//! ([`exec`]), files ([`files`]), memory and health ([`status`]).
+//! ([`exec`]), files ([`files`]), memory and health ([`status`]), sleeping to be checkpointed and
+//! waking as somebody else ([`fork_port`]).
 //!
 //! It is written for guests in which the kernel is slow: a system call may cost a quarter of a
 //! millisecond and a fresh page more than a whole one. So it has no runtime, no polling, no
@@ -16,6 +17,7 @@ mod conversation;
 mod defaults;
 mod exec;
 mod files;
+mod fork_port;
 mod integrity;
 mod power;
 mod reaper;

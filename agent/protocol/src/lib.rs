@@ -29,6 +29,7 @@
 
 pub mod client;
 pub mod connect;
+pub mod fork_port;
 pub mod frame;
 mod hello;
 pub mod message;
@@ -44,7 +45,7 @@ pub use message::{
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The vsock port the agent listens on.
 pub const AGENT_PORT: u32 = 1024;

@@ -87,6 +87,9 @@ pub enum Request {
     Reboot,
     /// Is PID 1 this agent, and is it the one on the disk? Answered with [`Reply::Integrity`].
     Integrity,
+    /// Go to the [fork port](crate::fork_port) to be checkpointed. Answered with [`Reply::Done`]
+    /// before it goes; the connection is of no use after that.
+    Sleep,
 }
 
 /// What the agent answers.

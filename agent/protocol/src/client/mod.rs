@@ -136,6 +136,15 @@ impl<S: Read + Write> AgentClient<S> {
         self.command(Request::Poweroff)
     }
 
+    /// Sends the agent to the [fork port](crate::fork_port), where the VMM waits for it; returns
+    /// when it is on its way. The connection is of no use after that.
+    ///
+    /// # Errors
+    /// [`ClientError`]; refused by an agent without a fork port.
+    pub fn sleep(&mut self) -> Result<(), ClientError> {
+        self.command(Request::Sleep)
+    }
+
     /// Reboots the guest in order; returns when it has begun.
     ///
     /// # Errors
