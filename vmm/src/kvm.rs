@@ -47,11 +47,16 @@ impl KvmKind {
 
     /// Kernel command line options the guest needs on such a host, beyond the usual ones.
     ///
-    /// A software KVM interprets guest kernel mode and lacks some instructions there; the options
-    /// keep the kernel from using them.
+    /// A software KVM interprets guest kernel mode: the first options keep the kernel from
+    /// instructions that are missing there, the others from set-up work that takes it seconds
+    /// (docs/guest-kernel.md has the figures).
     pub fn guest_options(self) -> &'static str {
         match self {
-            Self::Pvm => "noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000",
+            Self::Pvm => {
+                "noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000 \
+                 clocksource=kvm-clock noreplace-smp rodata=off percpu_alloc=page \
+                 thash_entries=1024 uhash_entries=256 dhash_entries=8192 ihash_entries=8192"
+            }
             _ => "",
         }
     }

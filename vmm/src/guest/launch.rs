@@ -23,7 +23,7 @@ pub fn default_max_mb() -> u32 {
 
 /// The kernel command line of every guest. `online_movable`: plugged memory can be taken away
 /// again (docs/decisions).
-const CMDLINE: &str = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 panic=-1 reboot=t \
+const CMDLINE: &str = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 panic=-1 \
     mitigations=off tsc=reliable random.trust_cpu=1 memhp_default_state=online_movable";
 
 /// The command line a guest boots with on this host.
