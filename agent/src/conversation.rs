@@ -263,7 +263,10 @@ impl Agent {
             return Ok(port);
         }
         if !self.is_init {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "this agent is not PID 1"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this agent is not PID 1",
+            ));
         }
         let port = ForkPort::open()?;
         Ok(self.fork_port.get_or_init(|| port))

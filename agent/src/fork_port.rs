@@ -54,17 +54,31 @@ impl Page {
                 address,
             )
         }?;
-        NonNull::new(page.cast()).map(Self).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+        NonNull::new(page.cast())
+            .map(Self)
+            .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
     fn read(&self, register: u64) -> u32 {
         // SAFETY: the registers are aligned and inside the page, which is never unmapped.
-        unsafe { self.0.as_ptr().add(usize::try_from(register).unwrap_or(0)).cast::<u32>().read_volatile() }
+        unsafe {
+            self.0
+                .as_ptr()
+                .add(usize::try_from(register).unwrap_or(0))
+                .cast::<u32>()
+                .read_volatile()
+        }
     }
 
     fn write(&self, register: u64, value: u32) {
         // SAFETY: as in `read`.
-        unsafe { self.0.as_ptr().add(usize::try_from(register).unwrap_or(0)).cast::<u32>().write_volatile(value) };
+        unsafe {
+            self.0
+                .as_ptr()
+                .add(usize::try_from(register).unwrap_or(0))
+                .cast::<u32>()
+                .write_volatile(value)
+        };
     }
 
     /// Copies the page, which another machine's mind may have changed since.
@@ -82,14 +96,26 @@ impl ForkPort {
     /// # Errors
     /// When there is none, or `/dev/mem` does not let us at it.
     pub fn open() -> io::Result<Self> {
-        let memory = rustix::fs::open("/dev/mem", OFlags::RDWR | OFlags::SYNC | OFlags::CLOEXEC, Mode::empty())?;
+        let memory = rustix::fs::open(
+            "/dev/mem",
+            OFlags::RDWR | OFlags::SYNC | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let registers = Page::map(&memory, REGISTERS)?;
         if registers.read(MAGIC) != MAGIC_VALUE {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "this machine has no fork port"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "this machine has no fork port",
+            ));
         }
         let mailbox = Page::map(&memory, MAILBOX)?;
         let random = File::options().write(true).open("/dev/urandom")?;
-        let port = Self { registers, mailbox, random, generation: Mutex::new([0; 16]) };
+        let port = Self {
+            registers,
+            mailbox,
+            random,
+            generation: Mutex::new([0; 16]),
+        };
         // Whoever we are now, we are it rightfully.
         if let Ok(Some(wake)) = port.look() {
             *lock(&port.generation) = wake.generation;
@@ -110,7 +136,8 @@ impl ForkPort {
                 self.registers.write(WOKE, 1);
                 *generation = wake.generation;
                 let failed = self.repair(&wake).err();
-                self.registers.write(READY, failed.map_or(0, |repair| repair as u32));
+                self.registers
+                    .write(READY, failed.map_or(0, |repair| repair as u32));
             }
             Err(repair) => self.registers.write(READY, repair as u32),
         }
@@ -145,7 +172,11 @@ impl ForkPort {
             bytes: libc::c_int,
             buffer: [[u8; 32]; 2],
         }
-        let info = PoolInfo { entropy_bits: 512, bytes: 64, buffer: *entropy };
+        let info = PoolInfo {
+            entropy_bits: 512,
+            bytes: 64,
+            buffer: *entropy,
+        };
         // SAFETY: the structure is what this ioctl reads, alive during the call.
         let added = unsafe { libc::ioctl(self.random.as_raw_fd(), RNDADDENTROPY, &raw const info) };
         if added != 0 {

@@ -224,7 +224,9 @@ impl BaseStore {
 /// The bytes of a description, and one more than it may have if there are more.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_DESCRIPTION + 1).read_to_end(&mut bytes)?;
+    File::open(path)?
+        .take(MAX_DESCRIPTION + 1)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

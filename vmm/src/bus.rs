@@ -10,6 +10,7 @@ use vm_memory::GuestAddressSpace;
 
 use crate::device_set::{DeviceSet, QUEUE_NOTIFY, lock};
 use crate::exit::Ended;
+use crate::fork_port::{AfterRead, ForkPort};
 use crate::layout::{self, Slot};
 use crate::ram::Ram;
 
@@ -24,16 +25,17 @@ const SLEEP_ENABLE: u8 = 1 << 5;
 pub struct Bus {
     devices: Arc<DeviceSet>,
     ram: Arc<Ram>,
+    port: Arc<ForkPort>,
 }
 
 impl Bus {
     /// Buses over these devices.
-    pub fn new(devices: Arc<DeviceSet>, ram: Arc<Ram>) -> Self {
-        Self { devices, ram }
+    pub fn new(devices: Arc<DeviceSet>, ram: Arc<Ram>, port: Arc<ForkPort>) -> Self {
+        Self { devices, ram, port }
     }
 
-    /// A guest's read of device memory.
-    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+    /// A guest's read of device memory, and what the vCPU is to do after it.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) -> AfterRead {
         if let Some((slot, offset)) = Slot::at(address) {
             // The interrupt handler's register goes round the lock: the device may be at work.
             if offset == INTERRUPT_STATUS
@@ -41,14 +43,17 @@ impl Bus {
                     (self.devices.line(slot), <&mut [u8; 4]>::try_from(&mut *data))
             {
                 *data = line.status().to_le_bytes();
-                return;
+                return AfterRead::GoOn;
             }
             MmioDevice::read(&mut *lock(self.devices.virtio(slot)), offset, data);
         } else if let Some(offset) = in_ioapic(address) {
             lock(&self.devices.ioapic).read(offset, data);
+        } else if let Some(offset) = ForkPort::offset(address) {
+            return self.port.read(offset, data);
         } else {
             data.fill(0xFF);
         }
+        AfterRead::GoOn
     }
 
     /// A guest's write to device memory.
@@ -73,6 +78,8 @@ impl Bus {
             }
         } else if let Some(offset) = in_ioapic(address) {
             lock(&self.devices.ioapic).write(offset, data)?;
+        } else if let Some(offset) = ForkPort::offset(address) {
+            self.port.write(offset, data);
         }
         Ok(())
     }

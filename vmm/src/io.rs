@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
+use spore_devices::Interrupt;
 use spore_devices::virtio::mmio::LostInterrupt;
 use spore_devices::virtio::vsock::{ConnectionId, Readiness};
 use vm_memory::GuestAddressSpace;
@@ -14,12 +15,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::device_set::{DeviceSet, lock};
 use crate::exit::{Ended, EndedSlot};
+use crate::fork_port::ForkPort;
 use crate::ram::Ram;
 
 /// Epoll data of the stop event.
 const STOP: u64 = 0;
 /// Epoll data of the vsock listener.
 const LISTENER: u64 = 1;
+/// Epoll data of the fork port's event: the guest is awake.
+const AWOKEN: u64 = 2;
 /// Epoll data of kick `n` is `KICKS + n`.
 const KICKS: u64 = 1 << 8;
 /// Epoll data of vsock stream `id` is `STREAMS + id`.
@@ -33,12 +37,14 @@ pub struct IoLoop {
     streams: HashMap<ConnectionId, RawFd>,
     devices: Arc<DeviceSet>,
     ram: Arc<Ram>,
+    port: Arc<ForkPort>,
 }
 
 /// What an epoll event is about.
 enum Source {
     Stop,
     Listener,
+    Awoken,
     Kick(usize),
     Stream(ConnectionId),
 }
@@ -48,6 +54,7 @@ impl Source {
         match data {
             STOP => Self::Stop,
             LISTENER => Self::Listener,
+            AWOKEN => Self::Awoken,
             STREAMS.. => Self::Stream(ConnectionId::from_u64(data - STREAMS)),
             _ => Self::Kick(usize::try_from(data - KICKS).unwrap_or(usize::MAX)),
         }
@@ -59,12 +66,18 @@ impl IoLoop {
     ///
     /// # Errors
     /// When descriptors run out.
-    pub fn new(devices: Arc<DeviceSet>, ram: Arc<Ram>, listener: Option<UnixListener>) -> io::Result<Self> {
+    pub fn new(
+        devices: Arc<DeviceSet>,
+        ram: Arc<Ram>,
+        port: Arc<ForkPort>,
+        listener: Option<UnixListener>,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let stop = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let add =
             |fd: RawFd, data: u64| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data));
         add(stop.as_raw_fd(), STOP)?;
+        add(port.awoken_event().as_raw_fd(), AWOKEN)?;
         if let Some(listener) = &listener {
             listener.set_nonblocking(true)?;
             add(listener.as_raw_fd(), LISTENER)?;
@@ -79,6 +92,7 @@ impl IoLoop {
             streams: HashMap::new(),
             devices,
             ram,
+            port,
         })
     }
 
@@ -111,6 +125,11 @@ impl IoLoop {
                 match Source::of(event.data()) {
                     Source::Stop => stop = true,
                     Source::Listener => self.accept(),
+                    Source::Awoken => {
+                        let _ = self.port.awoken_event().read();
+                        // Its kernel too: programs that watch the generation id reseed.
+                        self.devices.generation_line.trigger()?;
+                    }
                     Source::Kick(number) => {
                         if let Some(kick) = self.devices.kicks().get(number) {
                             self.devices.serve(kick, &self.ram)?;
@@ -136,6 +155,9 @@ impl IoLoop {
 
     /// Moves what can move and lets go of streams that are over. Says whether there is more to do.
     fn pump_vsock(&mut self) -> Result<bool, LostInterrupt> {
+        if !self.port.is_awake() {
+            return Ok(false);
+        }
         let mut vsock = lock(&self.devices.vsock);
         vsock.poll(&self.ram.view().memory(), |device, queues, memory| {
             device.pump(queues, memory)

@@ -4,11 +4,12 @@
 //!
 //! | range | what |
 //! |---|---|
-//! | `0x0` - `0x9_F000` | low RAM; boot structures (PVH start info, zero page, page tables, command line) |
+//! | `0x0` - `0x9_E000` | low RAM; boot structures (PVH start info, zero page, page tables, command line) |
+//! | `0x9_E000` - `0x9_F000` | reserved RAM page: the fork port's mailbox |
 //! | `0x9_F000` - `0xA_0000` | reserved RAM page: VM generation id |
 //! | `0xE_0000` - `0x10_0000` | reserved RAM: ACPI tables |
 //! | `0x10_0000` - 3 GiB | RAM |
-//! | 3 GiB - 4 GiB | hole: virtio-mmio registers, IOAPIC, LAPIC |
+//! | 3 GiB - 4 GiB | hole: virtio-mmio registers, fork port, IOAPIC, LAPIC |
 //! | 4 GiB - ... | the rest of boot RAM |
 //! | 256 GiB - ... | the virtio-mem region |
 
@@ -35,9 +36,9 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 2048;
 
 /// End of conventional low RAM; the rest up to 1 MiB is reserved.
-pub const LOW_RAM_END: u64 = 0x9_F000;
+pub const LOW_RAM_END: u64 = spore_protocol::fork_port::MAILBOX;
 /// The page that holds the VM generation id.
-pub const VMGENID: u64 = LOW_RAM_END;
+pub const VMGENID: u64 = LOW_RAM_END + PAGE_SIZE;
 /// ACPI tables; the RSDP comes first.
 pub const ACPI: u64 = 0xE_0000;
 /// End of the ACPI area and of the first mebibyte.

@@ -11,6 +11,7 @@ pub mod console;
 pub mod device_set;
 pub mod disk;
 pub mod exit;
+pub mod fork_port;
 pub mod guest;
 pub mod hotplug;
 pub mod io;

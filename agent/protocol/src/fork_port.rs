@@ -117,12 +117,16 @@ impl Wake {
     /// # Errors
     /// [`MailboxError::Malformed`].
     pub fn from_page(page: &[u8]) -> Result<Option<Self>, MailboxError> {
-        let (length, rest) = page.split_first_chunk::<4>().ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
+        let (length, rest) = page
+            .split_first_chunk::<4>()
+            .ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
         let length = u32::from_le_bytes(*length) as usize;
         if length == 0 {
             return Ok(None);
         }
-        let body = rest.get(..length).ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
+        let body = rest
+            .get(..length)
+            .ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
         Ok(Some(postcard::from_bytes(body)?))
     }
 }
@@ -132,7 +136,12 @@ mod tests {
     use super::*;
 
     fn wake() -> Wake {
-        Wake { generation: [7; 16], entropy: [[1; 32], [2; 32]], realtime_ns: 9, hostname: "vm-1".into() }
+        Wake {
+            generation: [7; 16],
+            entropy: [[1; 32], [2; 32]],
+            realtime_ns: 9,
+            hostname: "vm-1".into(),
+        }
     }
 
     #[test]
@@ -147,7 +156,10 @@ mod tests {
     fn nonsense_in_the_mailbox_is_an_error() {
         assert!(Wake::from_page(&[0xFF; PAGE_BYTES]).is_err());
         assert!(Wake::from_page(&[1]).is_err());
-        let long = Wake { hostname: "x".repeat(PAGE_BYTES), ..wake() };
+        let long = Wake {
+            hostname: "x".repeat(PAGE_BYTES),
+            ..wake()
+        };
         assert!(matches!(long.to_page(), Err(MailboxError::TooLarge(_))));
     }
 }

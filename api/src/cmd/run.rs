@@ -144,11 +144,13 @@ fn exit_code(status: ExitStatus) -> u8 {
 fn say_times(guest: &Guest, ready: Duration, granted: &Granted) {
     let times = guest.times();
     eprintln!(
-        "fork {}: process {}, state set (T1) {}, running (T2) {}, agent answers (READY) {}",
+        "fork {}: process {}, state set (T1) {}, first act (T2) {}, identity repaired (READY) {}, \
+         agent answers {}",
         guest.id(),
         ui::took(times.spawned),
         ui::took(times.prepared),
-        ui::took(times.resumed),
+        times.woke.map_or_else(|| "-".to_owned(), ui::took),
+        times.ready.map_or_else(|| "-".to_owned(), ui::took),
         ui::took(ready)
     );
     eprintln!(
@@ -186,7 +188,9 @@ fn run_for_program(
             "spawned": millis(times.spawned),
             "prepared": millis(times.prepared),
             "resumed": millis(times.resumed),
-            "ready": millis(ready),
+            "woke": times.woke.map(millis),
+            "ready": times.ready.map(millis),
+            "agent": millis(ready),
         },
     }));
     Ok(ExitCode::from(code))

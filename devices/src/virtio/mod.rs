@@ -3,13 +3,13 @@
 //! [`VirtioDevice`] is what a device model implements; the transport owns the queues, the status
 //! machine and the interrupt status register, and is the only one that raises the interrupt.
 
-pub mod block;
 pub mod balloon;
+pub mod block;
 pub mod device;
 pub mod drain;
+pub mod mem;
 pub mod mmio;
 pub mod queue_state;
-pub mod mem;
 pub mod rng;
 
 #[cfg(test)]

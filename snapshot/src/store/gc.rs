@@ -56,7 +56,13 @@ impl Store {
         for image in self.list_images()? {
             layers.insert(image.record.base_digest);
             layers.extend(image.record.disk_layers);
-            checkpoints.extend(image.record.checkpoints.into_iter().map(|checkpoint| checkpoint.id));
+            checkpoints.extend(
+                image
+                    .record
+                    .checkpoints
+                    .into_iter()
+                    .map(|checkpoint| checkpoint.id),
+            );
         }
         let mut garbage = Vec::new();
         for (id, manifest) in self.list_checkpoints()? {

@@ -109,5 +109,10 @@ pub fn entries(store: &Store, dir: &str) -> Vec<String> {
 /// An image's entry for `id`.
 #[allow(dead_code, reason = "not every test binary uses it")]
 pub fn entry(floor_mb: u32, id: spore_snapshot::CheckpointId) -> spore_snapshot::store::ImageCheckpoint {
-    spore_snapshot::store::ImageCheckpoint { floor_mb, vcpus: 1, kernel: Digest::of(b"kernel"), id }
+    spore_snapshot::store::ImageCheckpoint {
+        floor_mb,
+        vcpus: 1,
+        kernel: Digest::of(b"kernel"),
+        id,
+    }
 }

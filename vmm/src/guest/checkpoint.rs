@@ -1,7 +1,9 @@
 //! A guest into the store.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use spore_protocol::ClientError;
 use spore_snapshot::CheckpointId;
 use spore_snapshot::checkpoint::{CheckpointKind, DiskRecord, KernelRecord};
 use spore_snapshot::store::{CheckpointMeta, Store};
@@ -20,7 +22,24 @@ pub struct CheckpointPlan {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// How long the agent may take to its fork port.
+const SLEEP_LIMIT: Duration = Duration::from_secs(60);
+
 impl Guest {
+    /// Stops the guest at its fork port, so that copies of it wake there, or where it is if its
+    /// agent knows no fork port.
+    fn stop(&mut self) -> Result<(), GuestError> {
+        self.vm.arm_fork_port()?;
+        match self.agent(SLEEP_LIMIT)?.sleep() {
+            Ok(()) => Ok(self.vm.pause_at_fork_port(SLEEP_LIMIT)?),
+            Err(ClientError::Refused(why)) => {
+                tracing::info!(%why, "checkpoint without the fork port");
+                Ok(self.vm.pause()?)
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
     /// Pauses the guest, writes its memory, state and disk into the store as of that instant, and
     /// lets it run on.
     ///
@@ -28,13 +47,13 @@ impl Guest {
     /// [`GuestError`]; nothing is left in the store then, and the guest runs on if it can.
     pub fn checkpoint(&mut self, store: &Store, plan: CheckpointPlan) -> Result<CheckpointId, GuestError> {
         let writer = store.begin_checkpoint()?;
-        self.vm.pause()?;
+        self.stop()?;
         // A new name each time: a save that fails may have used it.
         self.overlays += 1;
         let next = self.overlay(self.overlays);
         let saved = self.vm.save(&writer.directory(), &next);
         // The guest goes on whatever came of it.
-        let resumed = self.vm.resume();
+        let resumed = self.vm.resume("");
         let saved = saved?;
         resumed?;
         self.unadopted.extend(saved.layers);

@@ -13,7 +13,7 @@ use super::{Guest, GuestError};
 use crate::disk::{DiskSpec, LayerFile};
 use crate::kvm::KvmKind;
 use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
-use crate::process::{BootSpec, RestoreSpec, VmHandle};
+use crate::process::{BootSpec, RestoreSpec, VmError, VmHandle, Woke};
 use crate::random;
 
 /// Largest memory a guest may grow to when nothing else is said, in MiB.
@@ -32,6 +32,9 @@ pub fn cmdline() -> String {
         .trim_end()
         .to_owned()
 }
+
+/// How long a fork may take to become who it should be.
+const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// A cold boot.
 #[derive(Clone, Debug)]
@@ -59,6 +62,10 @@ pub struct ForkTimes {
     pub prepared: Duration,
     /// Asked → running.
     pub resumed: Duration,
+    /// Asked → the agent's first act (T2); absent for a machine not saved at its fork port.
+    pub woke: Option<Duration>,
+    /// Asked → identity repaired (T3); absent likewise.
+    pub ready: Option<Duration>,
 }
 
 impl Guest {
@@ -134,10 +141,37 @@ impl Guest {
         };
         guest.vm.restore(spec)?;
         times.prepared = started.elapsed();
-        guest.vm.resume()?;
+        let hostname = guest.id().to_owned();
+        guest.vm.resume(&hostname)?;
         times.resumed = started.elapsed();
+        let woke = guest.vm.await_ready(READY_LIMIT)?;
+        guest.check_awake(woke)?;
+        times.woke = woke.woke_us.map(|us| times.prepared + Duration::from_micros(us));
+        times.ready = woke.ready_us.map(|_| started.elapsed());
         guest.times = times;
         Ok(guest)
+    }
+
+    /// A fork that could not become who it should be is not handed out.
+    fn check_awake(&mut self, woke: Woke) -> Result<(), GuestError> {
+        match (woke.at_port, woke.ready_us, woke.failed) {
+            (false, ..) | (true, Some(_), None) => Ok(()),
+            (true, _, Some(repair)) => Err(GuestError::Identity {
+                repair,
+                console: self.console_tail(),
+            }),
+            (true, None, None) => match self.vm.wait_end(Duration::from_millis(1))? {
+                Some(ended) => Err(VmError::Ended {
+                    ended,
+                    console: self.console_tail(),
+                }
+                .into()),
+                None => Err(GuestError::Unreachable {
+                    limit: READY_LIMIT,
+                    console: self.console_tail(),
+                }),
+            },
+        }
     }
 
     fn spawn(store: &Store, disk_layers: Vec<Digest>) -> Result<Self, GuestError> {

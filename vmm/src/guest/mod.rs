@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use spore_protocol::fork_port::Repair;
 use spore_protocol::{AGENT_PORT, AgentClient, ClientError, ConnectError, Status, connect_handshake};
 use spore_snapshot::Digest;
 use spore_snapshot::store::{RunDir, Store, StoreError};
@@ -52,6 +53,14 @@ pub enum GuestError {
     /// The agent answered, but not as it should.
     #[error("the agent: {0}")]
     Agent(#[from] ClientError),
+    /// A fork could not become who it should be; it was destroyed.
+    #[error("the fork was destroyed: {repair} failed in it{}", serial(.console))]
+    Identity {
+        /// What failed.
+        repair: Repair,
+        /// The last lines of the console.
+        console: String,
+    },
     /// The checkpoint does not hold what a guest is made of.
     #[error("checkpoint {id}: {why}")]
     Checkpoint {

@@ -100,6 +100,6 @@ impl Machine {
             ),
             generation_line: line(layout::GED_GSI)?,
         };
-        base.assemble(vcpus, parts, attachments.vsock, generation)
+        base.assemble(vcpus, parts, attachments.vsock, generation, false)
     }
 }

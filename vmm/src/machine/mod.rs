@@ -11,6 +11,7 @@ mod parts;
 mod restore;
 mod running;
 mod state;
+mod wake;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ use crate::boot::BootError;
 use crate::bus::Bus;
 use crate::device_set::DeviceSet;
 use crate::exit::EndedSlot;
+use crate::fork_port::ForkPort;
 use crate::io::IoLoop;
 use crate::kvm::KvmError;
 use crate::memslots::MemslotError;
@@ -115,8 +117,10 @@ fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     io: IoLoop,
-    /// The guest has yet to hear of its new generation id.
+    /// The guest has yet to hear of its new generation id, which no fork port will announce.
     announce: bool,
+    /// It stands at its fork port: a copy of it wakes there.
+    at_port: bool,
     shared: Shared,
 }
 
@@ -127,6 +131,7 @@ struct Shared {
     bus: Arc<Bus>,
     devices: Arc<DeviceSet>,
     ended: Arc<EndedSlot>,
+    port: Arc<ForkPort>,
     msrs: Arc<[u32]>,
     generation: [u8; 16],
     vm: Arc<VmFd>,
@@ -142,6 +147,11 @@ impl Machine {
     /// The devices.
     pub fn devices(&self) -> &DeviceSet {
         &self.shared.devices
+    }
+
+    /// The fork port.
+    pub fn fork_port(&self) -> &Arc<ForkPort> {
+        &self.shared.port
     }
 
     /// How the machine ended, once it has.

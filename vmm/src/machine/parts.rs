@@ -13,6 +13,7 @@ use super::{Machine, MachineError, Shared, host, ioctl};
 use crate::bus::Bus;
 use crate::device_set::{DeviceSet, Parts};
 use crate::exit::EndedSlot;
+use crate::fork_port::ForkPort;
 use crate::hotplug::Hotplug;
 use crate::io::IoLoop;
 use crate::irq;
@@ -109,6 +110,7 @@ impl Foundation {
         parts: Parts,
         vsock: Option<UnixListener>,
         generation: [u8; 16],
+        asleep: bool,
     ) -> Result<Machine, MachineError> {
         let Self { kvm, vm, ram, gate } = self;
         let first = vcpus.first().ok_or(MachineError::VcpuCount(0))?;
@@ -116,18 +118,22 @@ impl Foundation {
             .map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?
             .into();
         let devices = Arc::new(DeviceSet::new(&vm, parts).map_err(host("ioeventfds"))?);
-        let io = IoLoop::new(devices.clone(), ram.clone(), vsock).map_err(host("the I/O loop"))?;
-        let bus = Arc::new(Bus::new(devices.clone(), ram.clone()));
+        let port = Arc::new(ForkPort::new(asleep).map_err(host("the fork port"))?);
+        let io =
+            IoLoop::new(devices.clone(), ram.clone(), port.clone(), vsock).map_err(host("the I/O loop"))?;
+        let bus = Arc::new(Bus::new(devices.clone(), ram.clone(), port.clone()));
         let ended = Arc::new(EndedSlot::new().map_err(host("an event descriptor"))?);
         Ok(Machine {
             vcpus,
             io,
             announce: false,
+            at_port: false,
             shared: Shared {
                 gate,
                 bus,
                 devices,
                 ended,
+                port,
                 msrs,
                 generation,
                 vm,

@@ -125,8 +125,8 @@ impl Machine {
             generation_line: line(layout::GED_GSI)?,
         };
         drop(view);
-        let mut machine = base.assemble(vcpus, parts, attachments.vsock, generation)?;
-        machine.announce = true;
+        let mut machine = base.assemble(vcpus, parts, attachments.vsock, generation, state.at_port)?;
+        machine.announce = !state.at_port;
         Ok(machine)
     }
 }

@@ -1,13 +1,16 @@
 //! A machine with its threads.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use spore_devices::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Machine, MachineError, Shared, host};
 use crate::exit::{Ended, EndedSlot};
+use crate::fork_port::{ForkPort, Report};
 use crate::io::IoLoop;
 use crate::vcpu::run::{self, Vcpu};
 
@@ -78,6 +81,25 @@ fn spawn<T: Send + 'static>(
         .map_err(host("a thread"))
 }
 
+/// Waits for the first event, the second or the end of the time; whether it was the first.
+fn wait_readable(first: &EventFd, second: &EventFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    let mut fds = [first, second].map(|event| libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        // SAFETY: the array outlives the call and its length is what is said.
+        let count = unsafe { libc::poll(fds.as_mut_ptr(), 2, millis) };
+        if count >= 0 || std::io::Error::last_os_error().kind() != std::io::ErrorKind::Interrupted {
+            return fds[0].revents != 0;
+        }
+    }
+}
+
 impl Running {
     /// Stops all threads and waits for them: nothing of the machine runs afterwards, every exit has
     /// been answered and every queue left between two requests.
@@ -101,6 +123,7 @@ impl Running {
                 vcpus,
                 io,
                 announce: false,
+                at_port: false,
                 shared: self.shared,
             }),
             (Err(_), _) => Err(Ended::Failed(
@@ -110,6 +133,42 @@ impl Running {
                 "{what}: a defect of Spore, please report it"
             ))),
         }
+    }
+
+    /// Waits until the guest stands at its fork port, and stops it there: a copy of it wakes there,
+    /// and is told who it is. `None` if it did not come within `limit`; it runs on then.
+    ///
+    /// # Errors
+    /// As [`Running::pause`].
+    pub fn pause_at_port(self, limit: Duration) -> Result<Result<Machine, Running>, Ended> {
+        let port = self.shared.port.clone();
+        let parked = wait_readable(port.parked_event(), self.shared.ended.event(), limit);
+        port.arm(false);
+        if !parked {
+            return Ok(Err(self));
+        }
+        let mut machine = self.pause()?;
+        machine.at_port = true;
+        Ok(Ok(machine))
+    }
+
+    /// Waits until the guest has reported at its fork port that it is ready, at most `limit`.
+    pub fn await_ready(&self, limit: Duration) -> Report {
+        let port = &self.shared.port;
+        if port.reported().ready.is_none() {
+            wait_readable(port.ready_event(), self.shared.ended.event(), limit);
+        }
+        port.reported()
+    }
+
+    /// Whether it was made from a machine that stood at its fork port, and wakes there.
+    pub fn wakes_at_port(&self) -> bool {
+        self.shared.port.wakes()
+    }
+
+    /// The fork port.
+    pub fn fork_port(&self) -> &ForkPort {
+        &self.shared.port
     }
 
     /// How the machine ended, once it has.

@@ -21,6 +21,8 @@ pub struct MachineState {
     pub devices: DeviceStates,
     /// VM generation id the guest last saw.
     pub generation: [u8; 16],
+    /// Whether it stood at its fork port: a copy wakes there, and is told who it is.
+    pub at_port: bool,
 }
 
 impl Machine {
@@ -44,6 +46,7 @@ impl Machine {
             clock_ns: clock.clock,
             devices,
             generation: self.shared.generation,
+            at_port: self.at_port,
         })
     }
 }

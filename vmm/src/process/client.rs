@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::message::{
-    BootSpec, Failure, Reply, Request, RestoreSpec, SaveSpec, Saved, VmStats, receive, send,
+    BootSpec, Failure, Reply, Request, RestoreSpec, SaveSpec, Saved, VmStats, Woke, receive, send,
 };
 use crate::console;
 use crate::exit::Ended;
@@ -151,12 +151,45 @@ impl VmHandle {
         self.done(&Request::Restore(spec))
     }
 
-    /// Lets the machine run.
+    /// Lets the machine run. One that was saved at its fork port wakes with this host name (empty:
+    /// the one it has).
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn resume(&mut self) -> Result<(), VmError> {
-        self.done(&Request::Resume)
+    pub fn resume(&mut self, hostname: &str) -> Result<(), VmError> {
+        self.done(&Request::Resume {
+            hostname: hostname.to_owned(),
+        })
+    }
+
+    /// Makes the guest's next visit to its fork port a stop: see [`VmHandle::pause_at_fork_port`].
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn arm_fork_port(&mut self) -> Result<(), VmError> {
+        self.done(&Request::ArmForkPort)
+    }
+
+    /// Waits until the guest stands at its fork port and stops the machine there.
+    ///
+    /// # Errors
+    /// [`VmError`]; after `limit` the guest runs on.
+    pub fn pause_at_fork_port(&mut self, limit: Duration) -> Result<(), VmError> {
+        match self.ask(&Request::PauseAtForkPort(millis(limit)), limit + ANSWER)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Waits until a fork has said that it is who it should be, at most `limit`.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn await_ready(&mut self, limit: Duration) -> Result<Woke, VmError> {
+        match self.ask(&Request::AwaitReady(millis(limit)), limit + ANSWER)? {
+            Reply::Woke(woke) => Ok(woke),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Stops the machine.
@@ -280,6 +313,10 @@ impl VmHandle {
         }
         VmError::Control(error)
     }
+}
+
+fn millis(limit: Duration) -> u64 {
+    u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn is_timeout(error: &io::Error) -> bool {

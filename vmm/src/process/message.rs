@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use spore_protocol::fork_port::Repair;
 use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
 use crate::disk::DiskSpec;
@@ -21,8 +22,17 @@ pub enum Request {
     Boot(BootSpec),
     /// Make a machine from a checkpoint; it stands still.
     Restore(RestoreSpec),
-    /// Let it run.
-    Resume,
+    /// Let it run. A machine that was saved at its fork port wakes with this host name.
+    Resume {
+        /// Empty: the one it has.
+        hostname: String,
+    },
+    /// Want the guest's next visit to its fork port to be a stop.
+    ArmForkPort,
+    /// Wait until it stands there and stop the machine, at most so many milliseconds.
+    PauseAtForkPort(u64),
+    /// Wait until a fork has said it is ready, at most so many milliseconds.
+    AwaitReady(u64),
     /// Stop all its threads.
     Pause,
     /// Write memory and state of the paused machine into a directory and seal its disk.
@@ -47,6 +57,8 @@ pub enum Reply {
     Saved(Box<Saved>),
     /// The file that was the overlay and is now a sealed layer.
     Sealed(PathBuf),
+    /// What a fork reported.
+    Woke(Woke),
     /// Sizes and times.
     Stats(VmStats),
     /// The VM ended by itself.
@@ -143,6 +155,20 @@ pub struct VmStats {
     pub prepared_us: u64,
 }
 
+/// What a fork reported at its fork port; times in microseconds since it was let run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Woke {
+    /// The machine was saved at its fork port; everything else is absent if not.
+    pub at_port: bool,
+    /// Its first own act (T2).
+    pub woke_us: Option<u64>,
+    /// It is who it should be, or could not become so.
+    pub ready_us: Option<u64>,
+    /// The repair that failed.
+    pub failed: Option<Repair>,
+}
+
 /// Why a request failed.
 #[derive(Clone, Debug, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
@@ -170,6 +196,8 @@ pub enum FailureKind {
     Host,
     /// The request does not fit the state the VM is in.
     Conflict,
+    /// The guest did not do its part in time.
+    Guest,
 }
 
 /// Writes one message.

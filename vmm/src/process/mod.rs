@@ -10,4 +10,4 @@ pub mod message;
 pub mod server;
 
 pub use client::{VmError, VmHandle};
-pub use message::{BootSpec, Failure, FailureKind, RestoreSpec, Saved, VmStats};
+pub use message::{BootSpec, Failure, FailureKind, RestoreSpec, Saved, VmStats, Woke};

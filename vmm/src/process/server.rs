@@ -5,13 +5,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use spore_protocol::fork_port::Repair;
 use spore_snapshot::checkpoint::{MEMORY_FILE, MemoryWriter, STATE_FILE, read_state, write_state};
 
 use super::message::{
-    BootSpec, Failure, FailureKind, Reply, Request, RestoreSpec, SaveSpec, Saved, VmStats, receive, send,
+    BootSpec, Failure, FailureKind, Reply, Request, RestoreSpec, SaveSpec, Saved, VmStats, Woke, receive,
+    send,
 };
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
@@ -38,6 +40,7 @@ struct Server {
     disk: Option<SharedOverlay>,
     overlay_path: std::path::PathBuf,
     prepared_us: u64,
+    resumed: Instant,
     tell_end: bool,
 }
 
@@ -53,6 +56,7 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
         disk: None,
         overlay_path: std::path::PathBuf::new(),
         prepared_us: 0,
+        resumed: Instant::now(),
         tell_end: false,
     };
     loop {
@@ -140,7 +144,10 @@ impl Server {
         match request {
             Request::Boot(spec) => self.boot(spec),
             Request::Restore(spec) => self.restore(spec),
-            Request::Resume => self.resume(),
+            Request::Resume { hostname } => self.resume(&hostname),
+            Request::ArmForkPort => self.arm_fork_port(),
+            Request::PauseAtForkPort(millis) => self.pause_at_fork_port(Duration::from_millis(millis)),
+            Request::AwaitReady(millis) => self.await_ready(Duration::from_millis(millis)),
             Request::Pause => self.pause(),
             Request::Save(spec) => self.save(&spec),
             Request::SealDisk => self.seal_disk(),
@@ -219,9 +226,12 @@ impl Server {
         Ok(Reply::Done)
     }
 
-    fn resume(&mut self) -> Result<Reply, Failure> {
+    fn resume(&mut self, hostname: &str) -> Result<Reply, Failure> {
+        let started = Instant::now();
         match std::mem::replace(&mut self.vm, Vm::None) {
             Vm::Paused(machine) => {
+                machine.write_mailbox(hostname).map_err(from_machine)?;
+                self.resumed = started;
                 self.vm = Vm::Running(machine.run().map_err(from_machine)?);
                 Ok(Reply::Done)
             }
@@ -243,6 +253,59 @@ impl Server {
             },
             other => Err(self.put_back(other, "pause")),
         }
+    }
+
+    fn running(&self, what: &str) -> Result<&Running, Failure> {
+        match &self.vm {
+            Vm::Running(running) => Ok(running),
+            _ => Err(failure(
+                FailureKind::Conflict,
+                format!("cannot {what}: the machine does not run"),
+            )),
+        }
+    }
+
+    fn arm_fork_port(&mut self) -> Result<Reply, Failure> {
+        self.running("arm the fork port")?.fork_port().arm(true);
+        Ok(Reply::Done)
+    }
+
+    fn pause_at_fork_port(&mut self, limit: Duration) -> Result<Reply, Failure> {
+        match std::mem::replace(&mut self.vm, Vm::None) {
+            Vm::Running(running) => match running.pause_at_port(limit) {
+                Ok(Ok(machine)) => {
+                    self.vm = Vm::Paused(machine);
+                    Ok(Reply::Done)
+                }
+                Ok(Err(running)) => {
+                    self.vm = Vm::Running(running);
+                    Err(failure(
+                        FailureKind::Guest,
+                        "the agent did not come to its fork port in time",
+                    ))
+                }
+                Err(ended) => {
+                    self.vm = Vm::Over(ended.clone());
+                    Err(failure(FailureKind::Host, ended))
+                }
+            },
+            other => Err(self.put_back(other, "stop at the fork port")),
+        }
+    }
+
+    fn await_ready(&mut self, limit: Duration) -> Result<Reply, Failure> {
+        let running = self.running("wait for the guest")?;
+        if !running.wakes_at_port() {
+            return Ok(Reply::Woke(Woke::default()));
+        }
+        let report = running.await_ready(limit);
+        let since = |at: Instant| u64::try_from((at - self.resumed).as_micros()).unwrap_or(u64::MAX);
+        Ok(Reply::Woke(Woke {
+            at_port: true,
+            woke_us: report.woke.map(since),
+            ready_us: report.ready.map(|(at, _)| since(at)),
+            failed: report.ready.and_then(|(_, value)| Repair::from_register(value)),
+        }))
     }
 
     fn put_back(&mut self, vm: Vm, what: &str) -> Failure {

@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::gate::{Gate, Pass};
 use crate::bus::Bus;
 use crate::exit::{Ended, EndedSlot};
+use crate::fork_port::AfterRead;
 
 /// A vCPU and its number.
 pub struct Vcpu {
@@ -37,6 +38,8 @@ pub fn run(mut vcpu: Vcpu, gate: &Gate, bus: &Arc<Bus>, ended: &EndedSlot) -> Vc
         };
         let end = match verdict {
             Verdict::GoOn => continue,
+            // Whoever wanted this hears of it from the fork port, and stops the others.
+            Verdict::Park => break,
             Verdict::End(end) => end,
             Verdict::Failed(what) => Ended::Failed(describe(&mut vcpu, &what)),
             Verdict::InternalError => Ended::Failed(describe_internal_error(&mut vcpu)),
@@ -52,6 +55,7 @@ pub fn run(mut vcpu: Vcpu, gate: &Gate, bus: &Arc<Bus>, ended: &EndedSlot) -> Vc
 
 enum Verdict {
     GoOn,
+    Park,
     End(Ended),
     Failed(String),
     InternalError,
@@ -60,7 +64,9 @@ enum Verdict {
 fn answer(exit: VcpuExit<'_>, bus: &Bus) -> Verdict {
     let result = match exit {
         VcpuExit::MmioRead(address, data) => {
-            bus.mmio_read(address, data);
+            if bus.mmio_read(address, data) == AfterRead::Park {
+                return Verdict::Park;
+            }
             Ok(())
         }
         VcpuExit::MmioWrite(address, data) => bus.mmio_write(address, data),

@@ -1,0 +1,200 @@
+//! The fork port, the host's side (see [`spore_protocol::fork_port`]).
+//!
+//! A page of registers: reading `FORK` parks the vCPU if a checkpoint is wanted, and a fork says
+//! `WOKE` and `READY`. Until it is ready, nothing but its disks may reach it: sockets and the
+//! generation id's interrupt wait for [`ForkPort::is_awake`].
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use spore_protocol::fork_port::{FORK, MAGIC, MAGIC_VALUE, PAGE_BYTES, READY, REGISTERS, WOKE};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// What a guest's access to the registers asks of the vCPU that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterRead {
+    /// To go on.
+    GoOn,
+    /// To stay where it is: the machine is to be saved here.
+    Park,
+}
+
+/// What a fork has reported.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// When it wrote `WOKE`.
+    pub woke: Option<Instant>,
+    /// When it wrote `READY`, and what.
+    pub ready: Option<(Instant, u32)>,
+}
+
+/// The port of one machine.
+pub struct ForkPort {
+    /// The machine was saved at its port and wakes there.
+    wakes: bool,
+    /// A checkpoint is wanted: the next read of `FORK` parks.
+    armed: AtomicBool,
+    /// Nothing is held back from the guest.
+    awake: AtomicBool,
+    report: Mutex<Report>,
+    /// Readable when a vCPU has parked.
+    parked: EventFd,
+    /// Readable when the guest wrote `READY`; for the machine's owner.
+    ready: EventFd,
+    /// The same for the I/O thread.
+    awoken: EventFd,
+}
+
+impl ForkPort {
+    /// The port of a machine that boots (`asleep` false) or was saved at its port.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn new(asleep: bool) -> io::Result<Self> {
+        let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
+        Ok(Self {
+            wakes: asleep,
+            armed: AtomicBool::new(false),
+            awake: AtomicBool::new(!asleep),
+            report: Mutex::default(),
+            parked: event()?,
+            ready: event()?,
+            awoken: event()?,
+        })
+    }
+
+    /// The offset of an address in the register page.
+    pub fn offset(address: u64) -> Option<u64> {
+        address
+            .checked_sub(REGISTERS)
+            .filter(|offset| *offset < PAGE_BYTES as u64)
+    }
+
+    /// A guest's read. What is no register reads as zero.
+    pub fn read(&self, offset: u64, data: &mut [u8]) -> AfterRead {
+        data.fill(0);
+        match (offset, <&mut [u8; 4]>::try_from(data)) {
+            (MAGIC, Ok(data)) => *data = MAGIC_VALUE.to_le_bytes(),
+            (FORK, Ok(_)) if self.armed.swap(false, Ordering::SeqCst) => {
+                // Cannot fail: the counter is far from its limit.
+                let _ = self.parked.write(1);
+                return AfterRead::Park;
+            }
+            _ => {}
+        }
+        AfterRead::GoOn
+    }
+
+    /// A guest's write.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else {
+            return;
+        };
+        match offset {
+            WOKE => {
+                self.report().woke.get_or_insert_with(Instant::now);
+            }
+            READY => {
+                let mut report = self.report();
+                // The first word counts: a guest cannot take back that a repair failed.
+                if report.ready.is_none() {
+                    report.ready = Some((Instant::now(), value));
+                    drop(report);
+                    self.awake.store(true, Ordering::SeqCst);
+                    let _ = self.ready.write(1);
+                    let _ = self.awoken.write(1);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the guest has reported since the machine was made.
+    pub fn reported(&self) -> Report {
+        *self.report()
+    }
+
+    /// Wants the next read of `FORK` to park, or not any more.
+    pub fn arm(&self, wanted: bool) {
+        self.armed.store(wanted, Ordering::SeqCst);
+        let _ = self.parked.read();
+    }
+
+    /// Whether the machine was saved at its port and wakes there.
+    pub fn wakes(&self) -> bool {
+        self.wakes
+    }
+
+    /// Whether nothing is held back from the guest.
+    pub fn is_awake(&self) -> bool {
+        self.awake.load(Ordering::SeqCst)
+    }
+
+    /// Readable when a vCPU has parked.
+    pub fn parked_event(&self) -> &EventFd {
+        &self.parked
+    }
+
+    /// Readable when the guest wrote `READY`.
+    pub fn ready_event(&self) -> &EventFd {
+        &self.ready
+    }
+
+    /// The same, for the I/O thread.
+    pub fn awoken_event(&self) -> &EventFd {
+        &self.awoken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(port: &ForkPort, register: u64) -> (u32, AfterRead) {
+        let mut data = [0xAA; 4];
+        let after = port.read(register, &mut data);
+        (u32::from_le_bytes(data), after)
+    }
+
+    #[test]
+    fn only_a_wanted_checkpoint_parks_and_only_once() {
+        let port = ForkPort::new(false).unwrap();
+        assert_eq!(read(&port, MAGIC).0, MAGIC_VALUE);
+        assert_eq!(read(&port, FORK), (0, AfterRead::GoOn));
+        port.arm(true);
+        assert_eq!(read(&port, FORK), (0, AfterRead::Park));
+        assert_eq!(read(&port, FORK), (0, AfterRead::GoOn));
+        port.arm(true);
+        port.arm(false);
+        assert_eq!(read(&port, FORK), (0, AfterRead::GoOn));
+    }
+
+    #[test]
+    fn a_fork_is_awake_when_it_says_ready_and_cannot_say_otherwise_later() {
+        let port = ForkPort::new(true).unwrap();
+        assert!(!port.is_awake());
+        port.write(WOKE, &1u32.to_le_bytes());
+        assert!(!port.is_awake() && port.reported().woke.is_some());
+        port.write(READY, &2u32.to_le_bytes());
+        port.write(READY, &0u32.to_le_bytes());
+        assert!(port.is_awake());
+        assert_eq!(port.reported().ready.map(|(_, value)| value), Some(2));
+    }
+
+    #[test]
+    fn odd_accesses_do_nothing() {
+        let port = ForkPort::new(true).unwrap();
+        port.arm(true);
+        let mut data = [1; 8];
+        assert_eq!(port.read(FORK, &mut data), AfterRead::GoOn);
+        assert_eq!(port.read(PAGE_BYTES as u64 - 1, &mut data[..1]), AfterRead::GoOn);
+        port.write(READY, &[0]);
+        assert!(!port.is_awake());
+    }
+}
