@@ -1,1 +1,19 @@
-//! (under construction)
+//! What the tests on real guests stand on.
+//!
+//! A test here does not boot: one image is built for all of them, and each forks it. This crate has what that
+//! takes and nothing of what is tested: [`host`] finds the programs and files of this machine, [`harness`] runs
+//! the tests and looks afterwards that nothing is left, [`data`] is where everything of a run lies, [`left`]
+//! finds processes, sockets and mounts, [`sandbox`] is a guest with its agent.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "only tests use this, and a test may panic"
+)]
+
+pub mod data;
+pub mod harness;
+pub mod hold;
+pub mod host;
+pub mod left;
+pub mod sandbox;

@@ -17,6 +17,19 @@ struct Disk {
     unsealed: Vec<Arc<Layer>>,
 }
 
+impl Disk {
+    fn seal_frozen(&mut self) -> Result<Vec<PathBuf>, DiskError> {
+        for layer in &self.unsealed {
+            layer.seal()?;
+        }
+        Ok(self
+            .unsealed
+            .drain(..)
+            .map(|layer| layer.path().to_owned())
+            .collect())
+    }
+}
+
 impl SharedOverlay {
     /// Shares `overlay`.
     pub fn new(overlay: Overlay) -> Self {
@@ -71,24 +84,21 @@ impl SharedOverlay {
                 disk.overlay = Some(Overlay::create(next, size, layers, durability)?);
             }
         }
-        let mut sealed = Vec::new();
-        for layer in &disk.unsealed {
-            layer.seal()?;
-            sealed.push(layer.path().to_owned());
-        }
-        disk.unsealed.clear();
-        Ok(sealed)
+        disk.seal_frozen()
     }
 
     /// Seals what was written as a layer, when the machine is over and nothing will be written again.
     ///
+    /// Returns the files that are layers now and were not before, bottom first.
+    ///
     /// # Errors
     /// What the disk reports.
-    pub fn seal_for_good(&self) -> Result<(), DiskError> {
-        match self.lock().overlay.take() {
-            Some(overlay) => overlay.seal().map(drop),
-            None => Ok(()),
+    pub fn seal_for_good(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let mut disk = self.lock();
+        if let Some(overlay) = disk.overlay.take() {
+            disk.unsealed.push(overlay.freeze());
         }
+        disk.seal_frozen()
     }
 }
 

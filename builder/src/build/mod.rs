@@ -1,6 +1,6 @@
 //! The two-phase build: steps in a big VM, then a cold boot of the disks at the floor.
 //!
-//! [`steps`] runs the first phase, [`finalize`] the second; this file decides which of them is
+//! `steps` runs the first phase, `finalize` the second; this file decides which of them is
 //! needed, and makes equal builds run once: each holds a lock named by what it builds, and who
 //! waited for it finds the result in the store.
 
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
-use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord};
+use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
 use crate::error::BuildError;
@@ -55,6 +55,22 @@ pub struct Built {
 /// [`BuildError`]. Whatever it is, no VM, process, file or lock of this build is left, and the same
 /// build can be tried again.
 pub fn build(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
+    let result = build_or_find(host, manifest, observer);
+    if result.is_err() {
+        collect(host);
+    }
+    result
+}
+
+/// Removes the layers that a failed build left without an image. Busy means that another build is
+/// under way; whoever collects next removes them then.
+fn collect(host: &Host) {
+    if let Err(error) = host.store().gc(&Keep::default()) {
+        tracing::info!(%error, "nothing was collected after a failed build");
+    }
+}
+
+fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
     let base = host.bases().get(manifest.base())?;
     let plan = Plan::new(manifest, &base)?;
     spore_vmm::kvm::open()?;

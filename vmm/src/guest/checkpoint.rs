@@ -56,11 +56,7 @@ impl Guest {
         let resumed = self.vm.resume("");
         let saved = saved?;
         resumed?;
-        self.unadopted.extend(saved.layers);
-        while let Some(layer) = self.unadopted.first() {
-            self.disk_layers.push(store.adopt_layer(layer)?);
-            self.unadopted.remove(0);
-        }
+        self.adopt(store, saved.layers)?;
         self.run.pin(&self.disk_layers)?;
         let meta = CheckpointMeta {
             kind: plan.kind,

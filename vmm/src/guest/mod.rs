@@ -247,10 +247,19 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub fn seal_disk(mut self, store: &Store) -> Result<Vec<Digest>, GuestError> {
-        let layer = self.vm.seal_disk()?;
-        let mut layers = std::mem::take(&mut self.disk_layers);
-        layers.push(store.adopt_layer(&layer)?);
-        Ok(layers)
+        let sealed = self.vm.seal_disk()?;
+        self.adopt(store, sealed)?;
+        Ok(std::mem::take(&mut self.disk_layers))
+    }
+
+    /// Puts sealed layers into the store; what fails half-way goes on with the next call.
+    fn adopt(&mut self, store: &Store, sealed: Vec<PathBuf>) -> Result<(), GuestError> {
+        self.unadopted.extend(sealed);
+        while let Some(layer) = self.unadopted.first() {
+            self.disk_layers.push(store.adopt_layer(layer)?);
+            self.unadopted.remove(0);
+        }
+        Ok(())
     }
 
     /// Memory of the VM process that is resident, in bytes; 0 when it cannot be read.

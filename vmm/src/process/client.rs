@@ -216,13 +216,13 @@ impl VmHandle {
         }
     }
 
-    /// Seals the disk of a machine that has ended, and says which file is the layer.
+    /// Seals the disk of a machine that has ended, and says which files are layers now, bottom first.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn seal_disk(&mut self) -> Result<PathBuf, VmError> {
+    pub fn seal_disk(&mut self) -> Result<Vec<PathBuf>, VmError> {
         match self.ask(&Request::SealDisk, SAVE)? {
-            Reply::Sealed(path) => Ok(path),
+            Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
         }
     }

@@ -55,8 +55,8 @@ pub enum Reply {
     Done,
     /// Saved.
     Saved(Box<Saved>),
-    /// The file that was the overlay and is now a sealed layer.
-    Sealed(PathBuf),
+    /// Files that are layers of the disk now and were not before, bottom first.
+    Sealed(Vec<PathBuf>),
     /// What a fork reported.
     Woke(Woke),
     /// Sizes and times.

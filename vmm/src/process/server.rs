@@ -38,7 +38,6 @@ enum Vm {
 struct Server {
     vm: Vm,
     disk: Option<SharedOverlay>,
-    overlay_path: std::path::PathBuf,
     prepared_us: u64,
     resumed: Instant,
     tell_end: bool,
@@ -54,7 +53,6 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
     let mut server = Server {
         vm: Vm::None,
         disk: None,
-        overlay_path: std::path::PathBuf::new(),
         prepared_us: 0,
         resumed: Instant::now(),
         tell_end: false,
@@ -176,7 +174,6 @@ impl Server {
         };
         let overlay = disk::open(disk).map_err(|error| failure(FailureKind::Disk, error))?;
         let backend = overlay.backend();
-        self.overlay_path.clone_from(&disk.overlay);
         self.disk = Some(overlay);
         Ok(Attachments {
             disk: backend,
@@ -362,9 +359,10 @@ impl Server {
     fn seal_disk(&mut self) -> Result<Reply, Failure> {
         match (&self.vm, &self.disk) {
             (Vm::Over(_), Some(disk)) => {
-                disk.seal_for_good()
+                let layers = disk
+                    .seal_for_good()
                     .map_err(|error| failure(FailureKind::Disk, error))?;
-                Ok(Reply::Sealed(self.overlay_path.clone()))
+                Ok(Reply::Sealed(layers))
             }
             _ => {
                 let vm = std::mem::replace(&mut self.vm, Vm::None);

@@ -1,0 +1,72 @@
+# Building, testing and trying Spore. `make help` lists the targets.
+#
+# Variables: SPORE_CACHE (kernels and bases; nothing of it is in the tree), CARGO_TARGET_DIR,
+# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Phases follow each other, and the first that fails ends it all. Each keeps all cores busy by itself.
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+# As `spore` finds it.
+export SPORE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spore
+CARGO ?= cargo
+CARGOFLAGS ?=
+DEMO_FLAGS ?=
+target := $(abspath $(or $(CARGO_TARGET_DIR),target))
+programs := -p spore-api -p spore-vmm
+shell_scripts := .ci/run $(wildcard scripts/*.sh guest/kernel/*.sh guest/bases/*.sh)
+
+.PHONY: help setup kernel base build build-release build-dev demo test test-setup lint unit guest-test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install the Debian packages that are missing (needs root or sudo only then)
+	@scripts/setup.sh
+
+kernel: ## build the guest kernel, or find it in the cache
+	@guest/kernel/build.sh
+
+base: ## build the base "busybox" with the agent, or find it in the cache
+	@guest/bases/build.sh busybox
+
+build: build-release build-dev ## build spore and spore-vm, release (target/release) and dev (target/debug)
+
+build-release:
+	$(CARGO) build $(CARGOFLAGS) --release $(programs)
+
+build-dev:
+	$(CARGO) build $(CARGOFLAGS) $(programs)
+
+demo: setup kernel base build-release ## all set-up, then the whole idea on real guests (DEMO_FLAGS="--json", "--full")
+	$(target)/release/spore demo $(DEMO_FLAGS)
+
+test: test-setup lint unit guest-test ## all set-up, then every check and every test
+
+# Without KVM no guest runs, and what only guests need is not asked for.
+test-setup:
+	@if scripts/kvm-usable.sh; then scripts/setup.sh; else scripts/setup.sh host; fi
+
+lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the shell scripts
+	@for script in $(shell_scripts); do bash -n "$$script"; done
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGOFLAGS) --workspace --no-deps
+
+unit: ## tests of every crate but spore-tests; they need no guest
+	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
+
+# The tests skip themselves without KVM, and say so: hence --show-output.
+guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and programs first
+	@if scripts/kvm-usable.sh; then \
+		$(MAKE) --no-print-directory kernel base build-dev; \
+	else \
+		printf '\n*** SKIPPED: no usable KVM: no guest runs, and the guest kernel is not built.\n\n'; \
+	fi
+	SPORE_VM=$(target)/debug/spore-vm $(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
+
+clean: ## remove what cargo built; kernels and bases stay in the cache
+	$(CARGO) clean

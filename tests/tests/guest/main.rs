@@ -1,0 +1,70 @@
+//! Spore on real guests. One image is built for all of these tests, by the builder, and they fork it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod apart;
+mod builds;
+mod damage;
+mod death;
+mod exec;
+mod image;
+mod left;
+mod memory;
+mod restored;
+
+use std::process::ExitCode;
+
+use spore_tests::{harness, tests};
+
+fn main() -> ExitCode {
+    if let Some(code) = death::owner() {
+        return code;
+    }
+    // In the order they start: builds take longest, and the first makes the image that most others wait for.
+    let tests = tests! {
+        builds:
+            equal_builds_at_once_run_once_and_all_get_the_result,
+            a_build_whose_vm_is_killed_leaves_nothing_and_can_be_tried_again,
+            a_step_that_runs_out_of_memory_names_the_field_to_raise,
+            a_step_that_replaces_init_is_refused,
+            a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_finalizes,
+            a_step_that_fails_is_named_with_the_end_of_its_output,
+            the_second_build_is_answered_from_the_store,
+            every_step_of_a_build_shows_in_a_fork;
+        memory:
+            growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back,
+            a_guest_grows_while_it_is_busy,
+            a_request_outside_the_limits_is_clamped_to_the_floor_or_refused;
+        restored:
+            memory_comes_back_bit_for_bit,
+            three_generations_keep_memory_and_disk_and_a_clean_file_system,
+            memory_and_disk_of_a_fork_are_of_the_instant_of_its_checkpoint,
+            a_fork_is_restored_and_not_rebooted;
+        apart:
+            sixteen_forks_at_once_do_not_see_each_other,
+            nothing_that_forks_do_changes_a_byte_of_the_checkpoint;
+        exec:
+            standard_output_and_error_are_apart_and_the_exit_code_is_the_commands,
+            a_command_that_does_not_exist_exits_with_127,
+            a_signal_that_ends_a_command_is_told,
+            a_time_limit_ends_the_whole_group,
+            a_megabyte_of_output_arrives_whole,
+            standard_input_reaches_the_command,
+            what_a_request_says_goes_before_the_images_defaults,
+            a_full_disk_is_said_to_be_full_and_can_be_cleared;
+        death:
+            a_panic_of_the_guests_kernel_is_told_with_its_last_lines,
+            a_dropped_guest_leaves_nothing,
+            a_killed_vm_is_gone_and_leaves_nothing,
+            a_vm_ends_with_its_owner_and_the_next_to_open_the_store_sweeps_up;
+        damage:
+            a_damaged_checkpoint_is_refused_and_the_file_named,
+    };
+    harness::run(
+        tests,
+        (
+            "left::nothing_is_left_and_the_checkpoint_is_as_it_was",
+            left::nothing_is_left_and_the_checkpoint_is_as_it_was,
+        ),
+    )
+}
