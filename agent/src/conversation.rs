@@ -254,6 +254,10 @@ impl Agent {
         };
         buffers.push(&Reply::Done)?;
         buffers.flush(connection)?;
+        // The host hangs up when it has the answer. Before that the answer may still be the kernel's to send, and
+        // asleep it sends nothing.
+        buffers.scratch.resize(1, 0);
+        while matches!((&*connection).read(&mut buffers.scratch), Ok(1..)) {}
         port.sleep();
         Err(Over::Gone)
     }

@@ -127,13 +127,15 @@ impl ForkPort {
     /// in a fork with its identity repaired and the host told.
     pub fn sleep(&self) {
         let mut generation = lock(&self.generation);
+        wait_for_tick();
         self.registers.read(FORK);
+        // Where it is no fork that goes on here, nobody listens.
+        self.registers.write(WOKE, 1);
         // A fork's mailbox names another generation; ours does not.
         match self.look() {
             Ok(Some(wake)) if wake.generation == *generation => {}
             Ok(None) => {}
             Ok(Some(wake)) => {
-                self.registers.write(WOKE, 1);
                 *generation = wake.generation;
                 let failed = self.repair(&wake).err();
                 self.registers
@@ -188,6 +190,20 @@ impl ForkPort {
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// Returns just after the kernel's timer ticked, so that a fork has the most time until it ticks again: the repair is
+/// over by then. The coarse clock moves with the tick and is read without a system call.
+fn wait_for_tick() {
+    /// Longer than a tick of the slowest kernel (100 Hz); one that sleeps through its ticks is not waited for.
+    const LIMIT_NS: i64 = 20_000_000;
+    let tick = || rustix::time::clock_gettime(ClockId::MonotonicCoarse);
+    let now = || {
+        let now = rustix::time::clock_gettime(ClockId::Monotonic);
+        now.tv_sec * 1_000_000_000 + now.tv_nsec
+    };
+    let (before, since) = (tick(), now());
+    while tick() == before && now() - since < LIMIT_NS {}
 }
 
 fn set_clock(realtime_ns: u64) -> io::Result<()> {

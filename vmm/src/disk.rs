@@ -1,6 +1,8 @@
 //! A disk overlay of the `snapshot` crate as a block device's backend.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,16 +19,55 @@ struct Disk {
     unsealed: Vec<Arc<Layer>>,
 }
 
-impl Disk {
-    fn seal_frozen(&mut self) -> Result<Vec<PathBuf>, DiskError> {
-        for layer in &self.unsealed {
-            layer.seal()?;
+/// A disk at rest: what machines put their overlays on.
+#[derive(Clone)]
+pub struct Stack {
+    layers: Vec<Arc<Layer>>,
+    size: u64,
+}
+
+impl Stack {
+    /// Opens the layers.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn open(spec: &StackSpec) -> Result<Self, DiskError> {
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for file in &spec.layers {
+            let layer = if file.raw {
+                Layer::open_raw(&file.path)?
+            } else {
+                Layer::open_sealed(&file.path)?
+            };
+            layers.push(Arc::new(layer));
         }
-        Ok(self
-            .unsealed
-            .drain(..)
-            .map(|layer| layer.path().to_owned())
-            .collect())
+        let size = match (spec.virtual_size, layers.last()) {
+            (0, Some(top)) => top.virtual_size(),
+            (size, _) => size,
+        };
+        Ok(Self { layers, size })
+    }
+
+    /// A machine's disk on it, with its own overlay in a new file at `overlay`.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn overlay(&self, overlay: &Path, durability: Durability) -> Result<SharedOverlay, DiskError> {
+        let overlay = Overlay::create(overlay, self.size, self.layers.clone(), durability)?;
+        Ok(SharedOverlay::new(overlay))
+    }
+
+    /// Size of the disk, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.size
+    }
+}
+
+fn lost(path: &Path) -> DiskError {
+    DiskError::Io {
+        action: "go on in",
+        path: path.to_owned(),
+        source: io::Error::other("the disk was lost when a new overlay could not be made"),
     }
 }
 
@@ -53,38 +94,55 @@ impl SharedOverlay {
         self.lock().overlay.as_ref().map_or(0, Overlay::len)
     }
 
-    /// Seals what was written as a layer and goes on above it in a new overlay at `next`. The
-    /// machine must stand still. A disk nothing was written to needs no layer and goes on as it is.
-    ///
-    /// Returns the files that are layers now and were not before, bottom first.
+    /// The disk as of now, as layers that take no more writes; the machine's goes on above them in a new overlay at
+    /// `next`. The machine must stand still. A disk nothing was written to goes on as it is.
     ///
     /// # Errors
-    /// What the disk reports. The machine can go on; what is not sealed yet is by the next call.
-    pub fn seal(&self, next: &Path) -> Result<Vec<PathBuf>, DiskError> {
+    /// What the disk reports. The machine can go on.
+    pub fn freeze(&self, next: &Path) -> Result<Stack, DiskError> {
         let mut disk = self.lock();
-        if disk
-            .overlay
-            .as_ref()
-            .is_some_and(|overlay| !overlay.is_pristine())
-        {
-            // What can fail is found out before the old overlay is given up.
-            std::fs::File::create_new(next)
-                .and_then(|_| std::fs::remove_file(next))
-                .map_err(|source| DiskError::Io {
-                    action: "create",
-                    path: next.to_owned(),
-                    source,
-                })?;
-            if let Some(overlay) = disk.overlay.take() {
-                let (size, durability) = (overlay.len(), overlay.durability());
-                let mut layers = overlay.lower().to_vec();
-                let frozen = overlay.freeze();
-                layers.push(frozen.clone());
-                disk.unsealed.push(frozen);
-                disk.overlay = Some(Overlay::create(next, size, layers, durability)?);
-            }
+        let Some(overlay) = &disk.overlay else {
+            return Err(lost(next));
+        };
+        let (size, durability) = (overlay.len(), overlay.durability());
+        let mut layers = overlay.lower().to_vec();
+        if overlay.is_pristine() {
+            return Ok(Stack { layers, size });
         }
-        disk.seal_frozen()
+        // What can fail is found out before the old overlay is given up.
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(next)
+            .map_err(|source| DiskError::Io {
+                action: "create",
+                path: next.to_owned(),
+                source,
+            })?;
+        if let Some(overlay) = disk.overlay.take() {
+            let frozen = overlay.freeze();
+            layers.push(frozen.clone());
+            disk.unsealed.push(frozen);
+            let over = layers.clone();
+            disk.overlay = Some(Overlay::create_named(file, next, size, over, durability)?);
+        }
+        Ok(Stack { layers, size })
+    }
+
+    /// Seals what was frozen. Returns the files that are layers now and were not before, bottom first.
+    ///
+    /// # Errors
+    /// What the disk reports; what is not sealed yet is by the next call.
+    pub fn seal_frozen(&self) -> Result<Vec<PathBuf>, DiskError> {
+        // Not under the lock: the guest reads and writes meanwhile.
+        let frozen = self.lock().unsealed.clone();
+        for layer in &frozen {
+            layer.seal()?;
+        }
+        self.lock().unsealed.drain(..frozen.len());
+        Ok(frozen.iter().map(|layer| layer.path().to_owned()).collect())
     }
 
     /// Seals what was written as a layer, when the machine is over and nothing will be written again.
@@ -98,7 +156,8 @@ impl SharedOverlay {
         if let Some(overlay) = disk.overlay.take() {
             disk.unsealed.push(overlay.freeze());
         }
-        disk.seal_frozen()
+        drop(disk);
+        self.seal_frozen()
     }
 }
 
@@ -134,22 +193,28 @@ fn with(
 ) -> io::Result<()> {
     match disk.overlay.as_mut() {
         Some(overlay) => operation(overlay).map_err(io::Error::other),
-        None => Err(io::Error::other(
-            "the disk was lost when a new overlay could not be made",
-        )),
+        None => Err(io::Error::other(lost(Path::new("the overlay")))),
     }
 }
 
-/// What a disk is put together from.
+/// What a disk at rest is put together from.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StackSpec {
+    /// Layer files, bottom first.
+    pub layers: Vec<LayerFile>,
+    /// Size of the disk in bytes; 0 for that of the topmost layer.
+    pub virtual_size: u64,
+}
+
+/// What a machine's disk is put together from.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskSpec {
-    /// Layer files, bottom first.
-    pub layers: Vec<LayerFile>,
+    /// What it lies on.
+    pub stack: StackSpec,
     /// Where the private overlay is made; the file must not exist.
     pub overlay: PathBuf,
-    /// Size of the disk in bytes; 0 for that of the topmost layer.
-    pub virtual_size: u64,
     /// Whether a guest's flush must reach the host's disk.
     pub durable: bool,
 }
@@ -169,28 +234,10 @@ pub struct LayerFile {
 /// # Errors
 /// What the disk reports.
 pub fn open(spec: &DiskSpec) -> Result<SharedOverlay, DiskError> {
-    let mut layers = Vec::with_capacity(spec.layers.len());
-    for file in &spec.layers {
-        let layer = if file.raw {
-            Layer::open_raw(&file.path)?
-        } else {
-            Layer::open_sealed(&file.path)?
-        };
-        layers.push(Arc::new(layer));
-    }
-    let size = match (spec.virtual_size, layers.last()) {
-        (0, Some(top)) => top.virtual_size(),
-        (size, _) => size,
-    };
     let durability = if spec.durable {
         Durability::Durable
     } else {
         Durability::Ephemeral
     };
-    Ok(SharedOverlay::new(Overlay::create(
-        &spec.overlay,
-        size,
-        layers,
-        durability,
-    )?))
+    Stack::open(&spec.stack)?.overlay(&spec.overlay, durability)
 }

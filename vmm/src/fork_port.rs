@@ -7,10 +7,11 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use spore_protocol::fork_port::{FORK, MAGIC, MAGIC_VALUE, PAGE_BYTES, READY, REGISTERS, WOKE};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::clock::monotonic_ns;
 
 /// What a guest's access to the registers asks of the vCPU that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +25,12 @@ pub enum AfterRead {
 /// What a fork has reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
+    /// When it read `FORK` and was stopped there, in monotonic nanoseconds.
+    pub parked_ns: Option<u64>,
     /// When it wrote `WOKE`.
-    pub woke: Option<Instant>,
+    pub woke_ns: Option<u64>,
     /// When it wrote `READY`, and what.
-    pub ready: Option<(Instant, u32)>,
+    pub ready: Option<(u64, u32)>,
 }
 
 /// The port of one machine.
@@ -78,6 +81,7 @@ impl ForkPort {
         match (offset, <&mut [u8; 4]>::try_from(data)) {
             (MAGIC, Ok(data)) => *data = MAGIC_VALUE.to_le_bytes(),
             (FORK, Ok(_)) if self.armed.swap(false, Ordering::SeqCst) => {
+                self.report().parked_ns = Some(monotonic_ns());
                 // Cannot fail: the counter is far from its limit.
                 let _ = self.parked.write(1);
                 return AfterRead::Park;
@@ -94,13 +98,13 @@ impl ForkPort {
         };
         match offset {
             WOKE => {
-                self.report().woke.get_or_insert_with(Instant::now);
+                self.report().woke_ns.get_or_insert_with(monotonic_ns);
             }
             READY => {
                 let mut report = self.report();
                 // The first word counts: a guest cannot take back that a repair failed.
                 if report.ready.is_none() {
-                    report.ready = Some((Instant::now(), value));
+                    report.ready = Some((monotonic_ns(), value));
                     drop(report);
                     self.awake.store(true, Ordering::SeqCst);
                     let _ = self.ready.write(1);
@@ -180,7 +184,7 @@ mod tests {
         let port = ForkPort::new(true).unwrap();
         assert!(!port.is_awake());
         port.write(WOKE, &1u32.to_le_bytes());
-        assert!(!port.is_awake() && port.reported().woke.is_some());
+        assert!(!port.is_awake() && port.reported().woke_ns.is_some());
         port.write(READY, &2u32.to_le_bytes());
         port.write(READY, &0u32.to_le_bytes());
         assert!(port.is_awake());

@@ -249,12 +249,27 @@ impl Ram {
         if start >= end {
             return Ok(());
         }
-        // SAFETY: the range lies in our reservation; its content is the guest's to give up.
+        self.advise(start, end - start, libc::MADV_DONTNEED)
+    }
+
+    /// Advises the kernel on a range of the span (madvise(2)).
+    ///
+    /// # Errors
+    /// What `madvise(2)` reports; `InvalidInput` for a range outside the span.
+    pub fn advise(&self, offset: u64, bytes: u64, advice: i32) -> io::Result<()> {
+        let inside = offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= self.layout.span());
+        if !inside {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range lies in our reservation. Advice that drops content is only ever given on memory that
+        // the guest has given up.
         let result = unsafe {
             libc::madvise(
-                self.host_address(start) as *mut libc::c_void,
-                as_len(end - start),
-                libc::MADV_DONTNEED,
+                self.host_address(offset) as *mut libc::c_void,
+                as_len(bytes),
+                advice,
             )
         };
         if result == 0 {
@@ -262,6 +277,14 @@ impl Ram {
         } else {
             Err(io::Error::last_os_error())
         }
+    }
+
+    /// Boot RAM and these plugged runs, as `(span offset, bytes)`, in ascending order.
+    pub fn ranges(&self, plugged: &[PluggedRun]) -> Vec<(u64, u64)> {
+        let boot = self.layout.boot;
+        std::iter::once((0, boot))
+            .chain(plugged.iter().map(|&(start, bytes)| (boot + start, bytes)))
+            .collect()
     }
 
     /// Parts of a range of the span where the checkpoint file behind this memory has data, as

@@ -107,7 +107,7 @@ fn kvm_usable() -> Finding {
 }
 
 fn program() -> Finding {
-    let path = spore_vmm::process::client::program();
+    let path = spore_vmm::process::program();
     let (verdict, found) = if path.is_file() {
         (Verdict::Good, path.display().to_string())
     } else {

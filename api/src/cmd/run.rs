@@ -144,11 +144,9 @@ fn exit_code(status: ExitStatus) -> u8 {
 fn say_times(guest: &Guest, ready: Duration, granted: &Granted) {
     let times = guest.times();
     eprintln!(
-        "fork {}: process {}, state set (T1) {}, first act (T2) {}, identity repaired (READY) {}, \
-         agent answers {}",
+        "fork {}: state set (T1) {}, first act (T2) {}, identity repaired (READY) {}, agent answers {}",
         guest.id(),
-        ui::took(times.spawned),
-        ui::took(times.prepared),
+        ui::took(times.released),
         times.woke.map_or_else(|| "-".to_owned(), ui::took),
         times.ready.map_or_else(|| "-".to_owned(), ui::took),
         ui::took(ready)
@@ -185,9 +183,7 @@ fn run_for_program(
         "stderr": String::from_utf8_lossy(&stderr),
         "memory": granted,
         "timesMs": {
-            "spawned": millis(times.spawned),
-            "prepared": millis(times.prepared),
-            "resumed": millis(times.resumed),
+            "released": millis(times.released),
             "woke": times.woke.map(millis),
             "ready": times.ready.map(millis),
             "agent": millis(ready),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::cluster::{CLUSTER, ClusterState, StateTable, cluster_count, cluster_range};
@@ -74,17 +74,36 @@ impl Overlay {
         lower: Vec<Arc<Layer>>,
         durability: Durability,
     ) -> Result<Self, DiskError> {
-        let path = PathBuf::from("(unnamed overlay)");
-        check_stack(&path, virtual_size, &lower)?;
-        let len = file.metadata().map_err(DiskError::io("look at", &path))?.len();
+        Self::create_named(
+            file,
+            Path::new("(unnamed overlay)"),
+            virtual_size,
+            lower,
+            durability,
+        )
+    }
+
+    /// As [`Overlay::create_in`], in a file whose name is known.
+    ///
+    /// # Errors
+    /// As [`Overlay::create_in`].
+    pub fn create_named(
+        file: File,
+        path: &Path,
+        virtual_size: u64,
+        lower: Vec<Arc<Layer>>,
+        durability: Durability,
+    ) -> Result<Self, DiskError> {
+        check_stack(path, virtual_size, &lower)?;
+        let len = file.metadata().map_err(DiskError::io("look at", path))?.len();
         if len != 0 {
             return Err(DiskError::corrupt(
-                &path,
+                path,
                 0,
                 format!("a new overlay is empty, this has {len} bytes"),
             ));
         }
-        Self::with_file(file, &path, virtual_size, lower, durability)
+        Self::with_file(file, path, virtual_size, lower, durability)
     }
 
     fn with_file(

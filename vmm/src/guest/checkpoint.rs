@@ -1,14 +1,13 @@
 //! A guest into the store.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use spore_protocol::ClientError;
 use spore_snapshot::CheckpointId;
 use spore_snapshot::checkpoint::{CheckpointKind, DiskRecord, KernelRecord};
 use spore_snapshot::store::{CheckpointMeta, Store};
 
-use super::{Guest, GuestError};
+use super::live_fork::Stop;
+use super::{Guest, GuestError, SplitTimes};
 use crate::layout::MIB;
 
 /// What is said of a checkpoint beside what the machine knows.
@@ -22,42 +21,35 @@ pub struct CheckpointPlan {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// How long the agent may take to its fork port.
-const SLEEP_LIMIT: Duration = Duration::from_secs(60);
-
 impl Guest {
-    /// Stops the guest at its fork port, so that copies of it wake there, or where it is if its
-    /// agent knows no fork port.
-    fn stop(&mut self) -> Result<(), GuestError> {
-        self.vm.arm_fork_port()?;
-        match self.agent(SLEEP_LIMIT)?.sleep() {
-            Ok(()) => Ok(self.vm.pause_at_fork_port(SLEEP_LIMIT)?),
-            Err(ClientError::Refused(why)) => {
-                tracing::info!(%why, "checkpoint without the fork port");
-                Ok(self.vm.pause()?)
-            }
-            Err(error) => Err(self.explain(error)),
-        }
-    }
-
-    /// Pauses the guest, writes its memory, state and disk into the store as of that instant, and
-    /// lets it run on.
+    /// Writes the guest's memory, state and disk into the store, all as of one instant.
+    ///
+    /// The guest stands still for a moment at its fork port, so that copies wake there (or where it is, if its agent
+    /// knows no fork port), and its process forks. The guest runs on while the fork writes.
     ///
     /// # Errors
     /// [`GuestError`]; nothing is left in the store then, and the guest runs on if it can.
     pub fn checkpoint(&mut self, store: &Store, plan: CheckpointPlan) -> Result<CheckpointId, GuestError> {
+        Ok(self.checkpoint_timed(store, plan)?.0)
+    }
+
+    /// As [`Guest::checkpoint`], and says how long the guest stood still.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn checkpoint_timed(
+        &mut self,
+        store: &Store,
+        plan: CheckpointPlan,
+    ) -> Result<(CheckpointId, SplitTimes), GuestError> {
         let writer = store.begin_checkpoint()?;
-        self.stop()?;
-        // A new name each time: a save that fails may have used it.
-        self.overlays += 1;
-        let next = self.overlay(self.overlays);
-        let saved = self.vm.save(&writer.directory(), &next);
-        // The guest goes on whatever came of it.
-        let resumed = self.vm.resume("");
+        let (mut copy, times) = self.split(Stop::PortOrAnywhere)?;
+        let saved = copy.save(&writer.directory());
+        drop(copy);
+        // What was frozen becomes layers whatever came of the save: the guest's disk lies on it.
+        let sealed = self.adopt_frozen(store);
         let saved = saved?;
-        resumed?;
-        self.adopt(store, saved.layers)?;
-        self.run.pin(&self.disk_layers)?;
+        sealed?;
         let meta = CheckpointMeta {
             kind: plan.kind,
             kernel: plan.kernel,
@@ -72,6 +64,14 @@ impl Guest {
             }],
             annotations: plan.annotations,
         };
-        Ok(writer.publish_records(meta, saved.state, saved.memory)?)
+        let id = writer.publish_records(meta, saved.state, saved.memory)?;
+        Ok((id, times))
+    }
+
+    /// Puts what splits have frozen of the disk into the store.
+    pub(super) fn adopt_frozen(&mut self, store: &Store) -> Result<(), GuestError> {
+        let sealed = self.vm.seal_frozen()?;
+        self.adopt(store, sealed)?;
+        Ok(self.run.pin(&self.disk_layers)?)
     }
 }

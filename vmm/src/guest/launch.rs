@@ -1,19 +1,18 @@
-//! Making guests: by cold boot, or as a fork of a checkpoint.
+//! Making guests by cold boot.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 use spore_snapshot::disk::{Layer, LayerKind};
-use spore_snapshot::store::{Checkpoint, RunDir, Store};
+use spore_snapshot::store::{RunDir, Store};
 use spore_snapshot::{Digest, RunId};
 
-use super::{Guest, GuestError};
-use crate::disk::{DiskSpec, LayerFile};
+use super::{ForkTimes, Guest, GuestError};
+use crate::clock::Trace;
+use crate::disk::{DiskSpec, LayerFile, StackSpec};
 use crate::kvm::KvmKind;
 use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
-use crate::process::{BootSpec, RestoreSpec, VmError, VmHandle, Woke};
+use crate::process::{BootSpec, VmHandle};
 use crate::random;
 
 /// Largest memory a guest may grow to when nothing else is said, in MiB.
@@ -33,9 +32,6 @@ pub fn cmdline() -> String {
         .to_owned()
 }
 
-/// How long a fork may take to become who it should be.
-const READY_LIMIT: Duration = Duration::from_secs(30);
-
 /// A cold boot.
 #[derive(Clone, Debug)]
 pub struct ColdBoot {
@@ -53,35 +49,15 @@ pub struct ColdBoot {
     pub durable: bool,
 }
 
-/// How long the steps of making a guest took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ForkTimes {
-    /// Asked → the VM process exists.
-    pub spawned: Duration,
-    /// Asked → machine state set, ready to run (T1).
-    pub prepared: Duration,
-    /// Asked → running.
-    pub resumed: Duration,
-    /// Asked → the agent's first act (T2); absent for a machine not saved at its fork port.
-    pub woke: Option<Duration>,
-    /// Asked → identity repaired (T3); absent likewise.
-    pub ready: Option<Duration>,
-}
-
 impl Guest {
     /// Cold-boots a guest; it is running when this returns, its agent not yet up.
     ///
     /// # Errors
     /// [`GuestError`].
     pub fn cold_boot(store: &Store, boot: &ColdBoot) -> Result<Self, GuestError> {
-        let started = Instant::now();
         let layers = boot.disk.iter().map(|(_, layer)| layer_file(layer)).collect();
         let digests = boot.disk.iter().map(|(digest, _)| *digest).collect();
         let mut guest = Self::spawn(store, digests)?;
-        let mut times = ForkTimes {
-            spawned: started.elapsed(),
-            ..ForkTimes::default()
-        };
         let spec = BootSpec {
             vcpus: boot.vcpus,
             boot_bytes: u64::from(boot.memory_mb) * MIB,
@@ -89,95 +65,29 @@ impl Guest {
             kernel: boot.kernel.clone(),
             cmdline: cmdline(),
             disk: DiskSpec {
-                layers,
+                stack: StackSpec {
+                    layers,
+                    virtual_size: 0,
+                },
                 overlay: guest.overlay(0),
-                virtual_size: 0,
                 durable: boot.durable,
             },
             console: guest.console(),
             vsock: guest.vm.vsock().to_owned(),
         };
         guest.vm.boot(spec)?;
-        times.prepared = started.elapsed();
-        times.resumed = times.prepared;
-        guest.times = times;
         Ok(guest)
-    }
-
-    /// A fork of a checkpoint; it is running when this returns.
-    ///
-    /// # Errors
-    /// [`GuestError`].
-    pub fn fork(store: &Store, checkpoint: &Checkpoint) -> Result<Self, GuestError> {
-        let started = Instant::now();
-        let refused = |why: &str| GuestError::Checkpoint {
-            id: checkpoint.id.to_string(),
-            why: why.to_owned(),
-        };
-        let [disk] = &checkpoint.disks[..] else {
-            return Err(refused("it does not have exactly one disk"));
-        };
-        let [record] = &checkpoint.manifest.disks[..] else {
-            return Err(refused("its manifest does not have one disk"));
-        };
-        let mut guest = Self::spawn(store, record.layers.clone())?;
-        let mut times = ForkTimes {
-            spawned: started.elapsed(),
-            ..ForkTimes::default()
-        };
-        let directory = store.checkpoint_dir(&checkpoint.id);
-        let spec = RestoreSpec {
-            state: directory.join(STATE_FILE),
-            state_record: checkpoint.manifest.state,
-            memory: directory.join(MEMORY_FILE),
-            disk: DiskSpec {
-                layers: disk.layers.iter().map(|layer| layer_file(layer)).collect(),
-                overlay: guest.overlay(0),
-                virtual_size: disk.virtual_size,
-                durable: false,
-            },
-            console: guest.console(),
-            vsock: guest.vm.vsock().to_owned(),
-        };
-        guest.vm.restore(spec)?;
-        times.prepared = started.elapsed();
-        let hostname = guest.id().to_owned();
-        guest.vm.resume(&hostname)?;
-        times.resumed = started.elapsed();
-        let woke = guest.vm.await_ready(READY_LIMIT)?;
-        guest.check_awake(woke)?;
-        times.woke = woke.woke_us.map(|us| times.prepared + Duration::from_micros(us));
-        times.ready = woke.ready_us.map(|_| started.elapsed());
-        guest.times = times;
-        Ok(guest)
-    }
-
-    /// A fork that could not become who it should be is not handed out.
-    fn check_awake(&mut self, woke: Woke) -> Result<(), GuestError> {
-        match (woke.at_port, woke.ready_us, woke.failed) {
-            (false, ..) | (true, Some(_), None) => Ok(()),
-            (true, _, Some(repair)) => Err(GuestError::Identity {
-                repair,
-                console: self.console_tail(),
-            }),
-            (true, None, None) => match self.vm.wait_end(Duration::from_millis(1))? {
-                Some(ended) => Err(VmError::Ended {
-                    ended,
-                    console: self.console_tail(),
-                }
-                .into()),
-                None => Err(GuestError::Unreachable {
-                    limit: READY_LIMIT,
-                    console: self.console_tail(),
-                }),
-            },
-        }
     }
 
     fn spawn(store: &Store, disk_layers: Vec<Digest>) -> Result<Self, GuestError> {
         let run = RunDir::create(store, &new_id())?;
+        let vm = VmHandle::spawn(&console_of(&run), &vsock_of(&run))?;
+        Self::with(run, vm, disk_layers)
+    }
+
+    /// A guest whose process has, or will have, its machine in `run`.
+    pub(super) fn with(run: RunDir, vm: VmHandle, disk_layers: Vec<Digest>) -> Result<Self, GuestError> {
         run.pin(&disk_layers)?;
-        let vm = VmHandle::spawn(&run.path().join("console.log"), &run.path().join("vsock"))?;
         Ok(Self {
             vm,
             run,
@@ -185,6 +95,7 @@ impl Guest {
             disk_layers,
             unadopted: Vec::new(),
             times: ForkTimes::default(),
+            trace: Trace::default(),
         })
     }
 
@@ -192,6 +103,16 @@ impl Guest {
     pub(super) fn overlay(&self, index: u32) -> PathBuf {
         self.run.path().join(format!("disk-{index}"))
     }
+}
+
+/// Where a VM's console is logged.
+pub(super) fn console_of(run: &RunDir) -> PathBuf {
+    run.path().join("console.log")
+}
+
+/// Where clients of a VM's vsock ports connect.
+pub(super) fn vsock_of(run: &RunDir) -> PathBuf {
+    run.path().join("vsock")
 }
 
 /// Length of the virtio-mem region of a guest that may grow from `memory_mb` to `max_memory_mb`, in
@@ -202,7 +123,7 @@ fn region_bytes(memory_mb: u32, max_memory_mb: u32) -> u64 {
 }
 
 /// A new guest id: `vm-` and 16 hexadecimal digits.
-fn new_id() -> RunId {
+pub(super) fn new_id() -> RunId {
     let id = format!("vm-{:016x}", u64::from_le_bytes(random::bytes()));
     match id.parse() {
         Ok(id) => id,
@@ -211,7 +132,7 @@ fn new_id() -> RunId {
     }
 }
 
-fn layer_file(layer: &Layer) -> LayerFile {
+pub(super) fn layer_file(layer: &Layer) -> LayerFile {
     LayerFile {
         path: absolute(layer.path()),
         raw: layer.kind() == LayerKind::Raw,

@@ -1,12 +1,15 @@
 //! A guest: a VM process with its run directory, its disks from the store and its agent.
 //!
-//! [`launch`](self) makes one by cold boot or as a fork of a checkpoint, [`resize`](Guest::resize)
-//! grows and shrinks it, [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a
-//! guest ends its process and removes all it had.
+//! [`Guest::cold_boot`] makes one, and so does a [`Template`] of a checkpoint, with a [`Shell`] in between or at
+//! once; [`Guest::live_fork`] makes more of one that runs. [`resize`](Guest::resize) grows and shrinks it,
+//! [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a guest ends its process and removes all it
+//! had.
 
 mod checkpoint;
 mod launch;
+mod live_fork;
 mod resize;
+mod template;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -19,12 +22,14 @@ use spore_snapshot::Digest;
 use spore_snapshot::store::{RunDir, Store, StoreError};
 
 pub use checkpoint::CheckpointPlan;
-pub use launch::{ColdBoot, ForkTimes, cmdline, default_max_mb};
+pub use launch::{ColdBoot, cmdline, default_max_mb};
+pub use live_fork::{LiveFork, SplitTimes};
 pub use resize::{Granted, ResizeError, Shortfall};
+pub use template::{ForkTimes, Shell, Template, Unarmed};
 
+use crate::clock::Trace;
 use crate::exit::Ended;
-use crate::process::client::serial;
-use crate::process::{VmError, VmHandle};
+use crate::process::{VmError, VmHandle, serial};
 use crate::socket;
 
 /// What the host calls itself to agents.
@@ -61,6 +66,20 @@ pub enum GuestError {
         /// The last lines of the console.
         console: String,
     },
+    /// The guest cannot be forked while it runs.
+    #[error("this guest cannot be forked while it runs: {why}")]
+    NoForkPort {
+        /// Why not.
+        why: String,
+    },
+    /// A number of forks that nobody can want.
+    #[error("{count} forks at once: it must be 1 to {max}")]
+    ForkCount {
+        /// Asked for.
+        count: usize,
+        /// The most at once.
+        max: usize,
+    },
     /// The checkpoint does not hold what a guest is made of.
     #[error("checkpoint {id}: {why}")]
     Checkpoint {
@@ -95,6 +114,7 @@ pub struct Guest {
     /// Sealed layers that are not in the store yet: a checkpoint failed in between.
     unadopted: Vec<PathBuf>,
     times: ForkTimes,
+    trace: Trace,
 }
 
 impl Guest {
@@ -121,6 +141,16 @@ impl Guest {
     /// How long the steps of its making took.
     pub fn times(&self) -> ForkTimes {
         self.times
+    }
+
+    /// What happened when, on the way to its running.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Ends the guest without waiting for it. Dropping it later waits, and removes what it had.
+    pub fn kill(&self) {
+        self.vm.kill();
     }
 
     /// The VM, for what is not about the guest's inside.

@@ -1,6 +1,7 @@
 //! Cold boot.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use spore_devices::ioapic::Ioapic;
 use spore_devices::virtio::balloon::Balloon;
@@ -13,18 +14,20 @@ use spore_devices::vmgenid::VmGenId;
 use vm_memory::{GuestAddress, GuestAddressSpace};
 use vm_superio::Serial;
 
-use super::parts::{Attachments, Foundation, mem_config};
+use super::parts::{Attachments, Foundation, Sleeper, mem_config};
 use super::{MAX_VCPUS, Machine, MachineError, host, ioctl};
 use crate::acpi;
 use crate::boot;
+use crate::clock::Trace;
 use crate::console::ConsoleLog;
 use crate::device_set::Parts;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
+use crate::kvm;
 use crate::layout::{self, Slot};
 use crate::ram::{Ram, RamLayout};
 use crate::random;
 use crate::reclaim::Reclaim;
-use crate::vcpu::{cpuid, entry};
+use crate::vcpu::{cpuid, entry, state};
 
 /// What a cold boot needs to know.
 #[derive(Clone, Debug)]
@@ -61,17 +64,19 @@ impl Machine {
             })?;
         drop(memory);
 
-        let (base, hotplug) = Foundation::new(ram, config.vcpus, &[])?;
+        let kvm = kvm::open()?;
+        let trace = &mut Trace::default();
+        let (base, hotplug) = Foundation::new(&kvm, Arc::new(ram), config.vcpus, &[], trace)?;
         let mut vcpus = base.create_vcpus(config.vcpus)?;
         for vcpu in &mut vcpus {
-            let cpuid = cpuid::for_vcpu(&base.kvm, vcpu.index, config.vcpus)
-                .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+            let cpuid =
+                cpuid::for_vcpu(&kvm, vcpu.index, config.vcpus).map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
             vcpu.fd.set_cpuid2(&cpuid).map_err(ioctl("KVM_SET_CPUID2"))?;
             vcpu.cpuid = cpuid.as_slice().to_vec();
         }
-        if let Some(first) = vcpus.first() {
-            entry::set_boot_state(&first.fd, entry).map_err(ioctl("the boot vCPU's registers"))?;
-        }
+        let first = vcpus.first().ok_or(MachineError::VcpuCount(0))?;
+        entry::set_boot_state(&first.fd, entry).map_err(ioctl("the boot vCPU's registers"))?;
+        let msrs = state::readable_msrs(&kvm, &first.fd).map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?;
 
         let line = |gsi: u32| IrqLine::new(&base.vm, gsi).map_err(host("an interrupt line"));
         let id = BlockId::try_from("root").map_err(|error| MachineError::Device {
@@ -100,6 +105,10 @@ impl Machine {
             ),
             generation_line: line(layout::GED_GSI)?,
         };
-        base.assemble(vcpus, parts, attachments.vsock, generation, false)
+        let sleeper = Sleeper {
+            generation,
+            ..Sleeper::default()
+        };
+        base.assemble(vcpus, parts, attachments.vsock, msrs.into(), sleeper)
     }
 }

@@ -11,6 +11,7 @@ mod parts;
 mod restore;
 mod running;
 mod state;
+mod template;
 mod wake;
 
 use std::sync::Arc;
@@ -18,10 +19,12 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 
 pub use boot::BootConfig;
-pub use image::ImageError;
+pub use image::{ImageError, write_memory};
 pub use parts::Attachments;
 pub use running::Running;
 pub use state::MachineState;
+pub use template::Template;
+pub use wake::Identity;
 
 use crate::boot::BootError;
 use crate::bus::Bus;
@@ -121,6 +124,8 @@ pub struct Machine {
     announce: bool,
     /// It stands at its fork port: a copy of it wakes there.
     at_port: bool,
+    /// kvm-clock goes on from here when it runs; absent in one that was only paused.
+    clock_ns: Option<u64>,
     shared: Shared,
 }
 

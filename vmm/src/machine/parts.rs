@@ -11,19 +11,18 @@ use vm_memory::GuestAddress;
 
 use super::{Machine, MachineError, Shared, host, ioctl};
 use crate::bus::Bus;
+use crate::clock::Trace;
 use crate::device_set::{DeviceSet, Parts};
 use crate::exit::EndedSlot;
 use crate::fork_port::ForkPort;
 use crate::hotplug::Hotplug;
 use crate::io::IoLoop;
 use crate::irq;
-use crate::kvm;
 use crate::layout;
 use crate::memslots::Memslots;
 use crate::ram::{PluggedRun, Ram, RamLayout};
 use crate::vcpu::gate::Gate;
 use crate::vcpu::run::Vcpu;
-use crate::vcpu::state;
 
 /// KVM's own scratch pages on Intel hosts without unrestricted guest mode: three pages in the hole.
 const TSS_ADDRESS: usize = 0xFFFB_D000;
@@ -40,9 +39,19 @@ pub struct Attachments {
     pub vsock: Option<UnixListener>,
 }
 
+/// Who the machine is when it first runs, and since when it has slept.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sleeper {
+    /// VM generation id.
+    pub generation: [u8; 16],
+    /// It wakes at its fork port.
+    pub asleep: bool,
+    /// kvm-clock goes on from here when it runs; absent in a machine that boots.
+    pub clock_ns: Option<u64>,
+}
+
 /// A VM with its memory mapped and its interrupt chip made, before any vCPU.
 pub(super) struct Foundation {
-    pub kvm: Kvm,
     pub vm: Arc<VmFd>,
     pub ram: Arc<Ram>,
     pub gate: Arc<Gate>,
@@ -50,19 +59,26 @@ pub(super) struct Foundation {
 
 impl Foundation {
     /// Memslots before the irqchip, where they are cheap.
-    pub fn new(ram: Ram, vcpus: u8, plugged: &[PluggedRun]) -> Result<(Self, Hotplug), MachineError> {
-        let kvm = kvm::open()?;
-        let vm = Arc::new(create_vm(&kvm)?);
-        let ram = Arc::new(ram);
+    pub fn new(
+        kvm: &Kvm,
+        ram: Arc<Ram>,
+        vcpus: u8,
+        plugged: &[PluggedRun],
+        trace: &mut Trace,
+    ) -> Result<(Self, Hotplug), MachineError> {
+        let vm = Arc::new(create_vm(kvm)?);
+        trace.mark("KVM_CREATE_VM");
         vm.set_tss_address(TSS_ADDRESS)
             .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
         vm.set_identity_map_address(IDENTITY_MAP)
             .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         let slots = Memslots::new(vm.clone(), ram.clone(), plugged)?;
+        trace.mark("memslots");
         irq::create_split_irqchip(&vm).map_err(ioctl("KVM_CAP_SPLIT_IRQCHIP"))?;
+        trace.mark("irqchip");
         let gate = Arc::new(Gate::new(usize::from(vcpus)));
         let hotplug = Hotplug::new(ram.clone(), slots, gate.clone(), plugged.to_vec());
-        Ok((Self { kvm, vm, ram, gate }, hotplug))
+        Ok((Self { vm, ram, gate }, hotplug))
     }
 
     pub fn create_vcpus(&self, count: u8) -> Result<Vec<Vcpu>, MachineError> {
@@ -76,6 +92,7 @@ impl Foundation {
                     index,
                     fd,
                     cpuid: Vec::new(),
+                    tsc: None,
                 })
             })
             .collect()
@@ -109,14 +126,15 @@ impl Foundation {
         vcpus: Vec<Vcpu>,
         parts: Parts,
         vsock: Option<UnixListener>,
-        generation: [u8; 16],
-        asleep: bool,
+        msrs: Arc<[u32]>,
+        sleeper: Sleeper,
     ) -> Result<Machine, MachineError> {
-        let Self { kvm, vm, ram, gate } = self;
-        let first = vcpus.first().ok_or(MachineError::VcpuCount(0))?;
-        let msrs = state::readable_msrs(&kvm, &first.fd)
-            .map_err(ioctl("KVM_GET_MSR_INDEX_LIST"))?
-            .into();
+        let Self { vm, ram, gate } = self;
+        let Sleeper {
+            generation,
+            asleep,
+            clock_ns,
+        } = sleeper;
         let devices = Arc::new(DeviceSet::new(&vm, parts).map_err(host("ioeventfds"))?);
         let port = Arc::new(ForkPort::new(asleep).map_err(host("the fork port"))?);
         let io =
@@ -128,6 +146,7 @@ impl Foundation {
             io,
             announce: false,
             at_port: false,
+            clock_ns,
             shared: Shared {
                 gate,
                 bus,

@@ -1,6 +1,4 @@
-//! A machine from a checkpoint.
-
-use std::fs::File;
+//! A machine from a template.
 
 use spore_devices::ioapic::Ioapic;
 use spore_devices::virtio::VirtioDevice;
@@ -15,18 +13,17 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 
-use super::parts::{Attachments, Foundation, mem_config};
-use super::state::clock_from;
-use super::{MAX_VCPUS, Machine, MachineError, MachineState, host, ioctl};
+use super::parts::{Attachments, Foundation, Sleeper, mem_config};
+use super::template::{Template, vcpu_count};
+use super::{Machine, MachineError, host};
+use crate::clock::Trace;
 use crate::console::ConsoleLog;
 use crate::device_set::Parts;
-use crate::hotplug::run_of;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
-use crate::ram::Ram;
 use crate::random;
 use crate::reclaim::Reclaim;
-use crate::vcpu::{cpuid, state};
+use crate::vcpu::state;
 
 fn refused<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> MachineError {
     move |error| MachineError::Device {
@@ -35,55 +32,43 @@ fn refused<E: std::fmt::Display>(device: &'static str) -> impl FnOnce(E) -> Mach
     }
 }
 
-impl Machine {
-    /// A copy of the machine `state` was saved from, over a private view of its `memory`, about to
-    /// go on where that one stood. Its generation id is new: the guest is told when it runs.
+impl Template {
+    /// A copy of the machine that was saved, about to go on where that one stood. Its generation id is new: the
+    /// guest is told when it runs. Its clocks stand until then.
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn restore(
-        state: &MachineState,
-        memory: &File,
-        attachments: Attachments,
-    ) -> Result<Self, MachineError> {
-        let count = u8::try_from(state.vcpus.len())
-            .ok()
-            .filter(|count| (1..=MAX_VCPUS).contains(count))
-            .ok_or(MachineError::VcpuCount(state.vcpus.len()))?;
-        let config = mem_config(state.ram.check()?)?;
-        let (mem_transport, mem_state) = &state.devices.mem;
-        let plugged: Vec<_> = mem_state
-            .plugged_ranges(&config)
-            .map_err(refused("virtio-mem"))?
-            .into_iter()
-            .map(run_of)
-            .collect();
-        let ram = Ram::from_checkpoint(state.ram, memory, &plugged)?;
+    pub fn into_machine(self, attachments: Attachments, trace: &mut Trace) -> Result<Machine, MachineError> {
+        let Self {
+            kvm,
+            state,
+            ram,
+            plugged,
+            wake_set,
+        } = self;
+        let count = vcpu_count(&state)?;
+        let config = mem_config(state.ram)?;
         let generation = random::bytes();
         VmGenId::new(generation, GuestAddress(layout::VMGENID))
             .write_to(&ram.view().memory())
             .map_err(refused("vmgenid"))?;
 
-        let (base, hotplug) = Foundation::new(ram, count, &plugged)?;
+        let (base, hotplug) = Foundation::new(&kvm, ram, count, &plugged, trace)?;
         let mut vcpus = base.create_vcpus(count)?;
+        trace.mark("KVM_CREATE_VCPU");
         for (vcpu, saved) in vcpus.iter_mut().zip(&state.vcpus) {
-            let missing = cpuid::missing_features(&base.kvm, saved.cpuid())
-                .map_err(ioctl("KVM_GET_SUPPORTED_CPUID"))?;
-            if !missing.is_empty() {
-                return Err(MachineError::CpuFeatures(missing));
-            }
             state::restore(vcpu.index, &vcpu.fd, saved)?;
             vcpu.cpuid = saved.cpuid().to_vec();
+            vcpu.tsc = Some(saved.tsc());
         }
-        base.vm
-            .set_clock(&clock_from(state.clock_ns))
-            .map_err(ioctl("KVM_SET_CLOCK"))?;
+        trace.mark("vCPU state");
         let ioapic = Ioapic::restore(&state.devices.ioapic, KvmRouter(base.vm.clone()))
             .map_err(refused("the IOAPIC"))?;
 
         // Devices last: from here on interrupts can be raised.
         let line = |gsi: u32| IrqLine::new(&base.vm, gsi).map_err(host("an interrupt line"));
         let view = base.ram.view().memory();
+        let (mem_transport, mem_state) = &state.devices.mem;
         let (root_transport, root) = &state.devices.root;
         let (vsock_transport, vsock) = &state.devices.vsock;
         let (rng_transport, rng) = &state.devices.rng;
@@ -125,8 +110,28 @@ impl Machine {
             generation_line: line(layout::GED_GSI)?,
         };
         drop(view);
-        let mut machine = base.assemble(vcpus, parts, attachments.vsock, generation, state.at_port)?;
+        let sleeper = Sleeper {
+            generation,
+            asleep: state.at_port,
+            clock_ns: Some(state.clock_ns),
+        };
+        let msrs = state.vcpus.iter().flat_map(|vcpu| vcpu.msr_indices());
+        let msrs: std::collections::BTreeSet<u32> = msrs.collect();
+        let mut machine = base.assemble(
+            vcpus,
+            parts,
+            attachments.vsock,
+            msrs.into_iter().collect(),
+            sleeper,
+        )?;
         machine.announce = !state.at_port;
+        trace.mark("devices");
+        if let Some(pages) = wake_set {
+            pages
+                .populate(&machine.shared.ram)
+                .map_err(host("populating the wake set"))?;
+            trace.mark("wake set populated");
+        }
         Ok(machine)
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use spore_devices::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Machine, MachineError, Shared, host};
+use super::state::clock_from;
+use super::{Identity, Machine, MachineError, Shared, host, ioctl};
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::{ForkPort, Report};
 use crate::io::IoLoop;
@@ -19,54 +20,55 @@ pub struct Running {
     vcpus: Vec<JoinHandle<Vcpu>>,
     io: JoinHandle<IoLoop>,
     stop_io: Arc<EventFd>,
+    announce: bool,
+    clock_ns: Option<u64>,
     shared: Shared,
 }
 
 impl Machine {
-    /// Sets the machine going.
+    /// Starts the machine's threads. The vCPUs wait one step short of the guest until [`Running::release`].
     ///
     /// # Errors
     /// [`MachineError::Host`] when a thread cannot be started; the machine is then gone.
-    pub fn run(mut self) -> Result<Running, MachineError> {
+    pub fn park(mut self) -> Result<Running, MachineError> {
         let Shared { gate, .. } = &self.shared;
         gate.arm(self.vcpus.iter_mut().map(|vcpu| &mut vcpu.fd));
-        if std::mem::take(&mut self.announce) {
-            self.shared
-                .devices
-                .generation_line
-                .trigger()
-                .map_err(host("the generation id's interrupt"))?;
-        }
         let stop_io = self.io.stop_event();
         let ended = self.shared.ended.clone();
         let io = self.io;
         let io = spawn("io".into(), move || io.run(&ended))?;
-        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let mut running = Running {
+            vcpus: Vec::with_capacity(self.vcpus.len()),
+            io,
+            stop_io,
+            announce: self.announce,
+            clock_ns: self.clock_ns,
+            shared: self.shared,
+        };
         for vcpu in self.vcpus {
-            let Shared { gate, bus, ended, .. } = self.shared.clone();
+            let Shared { gate, bus, ended, .. } = running.shared.clone();
             let thread = spawn(format!("vcpu{}", vcpu.index), move || {
                 run::run(vcpu, &gate, &bus, &ended)
             });
             match thread {
-                Ok(thread) => threads.push(thread),
+                Ok(thread) => running.vcpus.push(thread),
                 Err(error) => {
-                    let half = Running {
-                        vcpus: threads,
-                        io,
-                        stop_io,
-                        shared: self.shared,
-                    };
-                    drop(half.pause());
+                    drop(running.pause());
                     return Err(error);
                 }
             }
         }
-        Ok(Running {
-            vcpus: threads,
-            io,
-            stop_io,
-            shared: self.shared,
-        })
+        Ok(running)
+    }
+
+    /// Sets the machine going.
+    ///
+    /// # Errors
+    /// As [`Machine::park`] and [`Running::release`].
+    pub fn run(self) -> Result<Running, MachineError> {
+        let mut running = self.park()?;
+        running.release()?;
+        Ok(running)
     }
 }
 
@@ -101,6 +103,23 @@ fn wait_readable(first: &EventFd, second: &EventFd, limit: Duration) -> bool {
 }
 
 impl Running {
+    /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest.
+    ///
+    /// # Errors
+    /// [`MachineError`] when KVM does not take the clock, or the guest cannot be told of its generation id.
+    pub fn release(&mut self) -> Result<(), MachineError> {
+        if let Some(clock_ns) = self.clock_ns.take() {
+            let clock = clock_from(clock_ns);
+            self.shared.vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))?;
+        }
+        if std::mem::take(&mut self.announce) {
+            let line = &self.shared.devices.generation_line;
+            line.trigger().map_err(host("the generation id's interrupt"))?;
+        }
+        self.shared.gate.open();
+        Ok(())
+    }
+
     /// Stops all threads and waits for them: nothing of the machine runs afterwards, every exit has
     /// been answered and every queue left between two requests.
     ///
@@ -122,8 +141,9 @@ impl Running {
             (Ok(io), None) => Ok(Machine {
                 vcpus,
                 io,
-                announce: false,
+                announce: self.announce,
                 at_port: false,
+                clock_ns: self.clock_ns,
                 shared: self.shared,
             }),
             (Err(_), _) => Err(Ended::Failed(
@@ -161,13 +181,21 @@ impl Running {
         port.reported()
     }
 
+    /// Writes who a parked machine is to be into its mailbox. Nothing in one that does not wake at its fork port.
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] when it does not fit into the mailbox.
+    pub fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
+        self.shared.write_mailbox(identity)
+    }
+
     /// Whether it was made from a machine that stood at its fork port, and wakes there.
     pub fn wakes_at_port(&self) -> bool {
         self.shared.port.wakes()
     }
 
     /// The fork port.
-    pub fn fork_port(&self) -> &ForkPort {
+    pub fn fork_port(&self) -> &Arc<ForkPort> {
         &self.shared.port
     }
 

@@ -3,9 +3,11 @@
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 
+use super::parts::mem_config;
 use super::{Machine, MachineError, ioctl};
 use crate::device_set::DeviceStates;
-use crate::ram::RamLayout;
+use crate::hotplug::run_of;
+use crate::ram::{PluggedRun, RamLayout};
 use crate::vcpu::state::{self, VcpuState};
 
 /// Everything KVM and the device models hold. From a file it is untrusted.
@@ -48,6 +50,24 @@ impl Machine {
             generation: self.shared.generation,
             at_port: self.at_port,
         })
+    }
+}
+
+impl MachineState {
+    /// The runs of the virtio-mem region that were plugged, checked against its layout.
+    ///
+    /// # Errors
+    /// [`MachineError`] when they cannot be those of such a machine.
+    pub fn plugged(&self) -> Result<Vec<PluggedRun>, MachineError> {
+        let config = mem_config(self.ram.check()?)?;
+        let (_, mem) = &self.devices.mem;
+        let ranges = mem
+            .plugged_ranges(&config)
+            .map_err(|error| MachineError::Device {
+                device: "virtio-mem",
+                why: error.to_string(),
+            })?;
+        Ok(ranges.into_iter().map(run_of).collect())
     }
 }
 

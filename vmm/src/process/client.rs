@@ -2,17 +2,23 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use super::message::{
-    BootSpec, Failure, Reply, Request, RestoreSpec, SaveSpec, Saved, VmStats, Woke, receive, send,
+    ArmSpec, BootSpec, Failure, LoadSpec, Reply, Request, Saved, Split, SplitSpec, VmStats, WakeSpec, Woke,
 };
+use super::owned::Process;
+use super::wire::{receive, send, send_with};
+use crate::clock::Trace;
 use crate::console;
 use crate::exit::Ended;
+use crate::wake_set::WakeSet;
 
 /// How long a VM process may take to answer a request that does no bulk work.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -68,7 +74,7 @@ const CONSOLE_LINES: usize = 12;
 
 /// A VM process. Dropping the handle ends the process and waits for it.
 pub struct VmHandle {
-    child: Child,
+    process: Process,
     control: UnixStream,
     console: PathBuf,
     vsock: PathBuf,
@@ -76,9 +82,9 @@ pub struct VmHandle {
 
 impl Drop for VmHandle {
     fn drop(&mut self) {
-        // Our own child, by its handle: it cannot be a recycled process id.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Ended before its socket goes; the process itself is waited for when the field is dropped.
+        self.process.kill();
+        self.process.wait();
         let _ = std::fs::remove_file(&self.vsock);
     }
 }
@@ -113,8 +119,19 @@ impl VmHandle {
             .spawn()
             .map_err(failed)?;
         Ok(Self {
-            child,
+            process: Process::of_child(child).map_err(failed)?,
             control: ours,
+            console: console.to_owned(),
+            vsock: vsock.to_owned(),
+        })
+    }
+
+    /// The handle of a process that this one forked: a child of ours all the same.
+    fn adopt(pid: i32, control: UnixStream, console: &Path, vsock: &Path) -> Result<Self, VmError> {
+        let pid = Pid::from_raw(pid).ok_or_else(|| VmError::Control(io::ErrorKind::NotFound.into()))?;
+        Ok(Self {
+            process: Process::of_pid(pid).map_err(VmError::Control)?,
+            control,
             console: console.to_owned(),
             vsock: vsock.to_owned(),
         })
@@ -122,7 +139,7 @@ impl VmHandle {
 
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// Unix socket for clients of the guest's vsock ports.
@@ -143,53 +160,119 @@ impl VmHandle {
         self.done(&Request::Boot(spec))
     }
 
-    /// Makes a machine from a checkpoint; it stands still.
+    /// Makes the process a template of a checkpoint.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn restore(&mut self, spec: RestoreSpec) -> Result<(), VmError> {
-        self.done(&Request::Restore(spec))
+    pub fn load(&mut self, spec: LoadSpec) -> Result<(), VmError> {
+        self.done(&Request::Load(spec))
     }
 
-    /// Lets the machine run. One that was saved at its fork port wakes with this host name (empty:
-    /// the one it has).
+    /// Forks a template; the fork is a template too. `console` and `vsock` are where its machine will have them.
+    ///
+    /// # Errors
+    /// [`VmError`]; this process is none the worse.
+    pub fn fork(&mut self, console: &Path, vsock: &Path) -> Result<Self, VmError> {
+        let (control, reply) = self.ask_for_fork(&Request::Fork)?;
+        match reply {
+            Reply::Forked(pid) => Self::adopt(pid, control, console, vsock),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Stops the machine for a moment and forks the process: the fork is a template of that instant. The machine
+    /// runs on.
+    ///
+    /// # Errors
+    /// [`VmError`]; the machine runs on if it can.
+    pub fn split(
+        &mut self,
+        at_port: Option<Duration>,
+        next_overlay: &Path,
+    ) -> Result<(Self, Split), VmError> {
+        let spec = SplitSpec {
+            at_port_ms: at_port.map(millis),
+            next_overlay: next_overlay.to_owned(),
+        };
+        let (control, reply) = self.ask_for_fork(&Request::Split(spec))?;
+        match reply {
+            Reply::Split(split) => {
+                let fork = Self::adopt(split.pid, control, Path::new(""), Path::new(""))?;
+                Ok((fork, split))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for something that ends with another process, whose control stream is returned.
+    fn ask_for_fork(&mut self, request: &Request) -> Result<(UnixStream, Reply), VmError> {
+        let (ours, theirs) = UnixStream::pair().map_err(VmError::Control)?;
+        send_with(&self.control, request, theirs.as_fd()).map_err(|error| self.lost(error))?;
+        drop(theirs);
+        Ok((ours, self.answer(ANSWER + ANSWER)?))
+    }
+
+    /// Gives machines made of this template, and of its forks from now on, these pages in advance.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn resume(&mut self, hostname: &str) -> Result<(), VmError> {
-        self.done(&Request::Resume {
-            hostname: hostname.to_owned(),
-        })
+    pub fn use_wake_set(&mut self, pages: &WakeSet) -> Result<(), VmError> {
+        self.done(&Request::UseWakeSet(pages.clone()))
     }
 
-    /// Makes the guest's next visit to its fork port a stop: see [`VmHandle::pause_at_fork_port`].
+    /// Which pages the machine has touched since it was made.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn wake_set(&mut self) -> Result<WakeSet, VmError> {
+        match self.ask(&Request::WakeSet, ANSWER)? {
+            Reply::WakeSet(pages) => Ok(pages),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the template's machine, one step short of running, with its disk's overlay in a new file.
+    ///
+    /// # Errors
+    /// [`VmError`]; the process is of no more use then.
+    pub fn arm(&mut self, overlay: &Path) -> Result<Trace, VmError> {
+        let spec = ArmSpec {
+            overlay: overlay.to_owned(),
+            console: self.console.clone(),
+            vsock: self.vsock.clone(),
+        };
+        match self.ask(&Request::Arm(spec), ANSWER)? {
+            Reply::Armed(trace) => Ok(trace),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets an armed machine run, and waits until it has said that it is who it should be.
+    ///
+    /// # Errors
+    /// [`VmError`]. That it failed to become so is no error here.
+    pub fn wake(&mut self, spec: WakeSpec) -> Result<Woke, VmError> {
+        let limit = Duration::from_millis(spec.limit_ms) + ANSWER;
+        match self.ask(&Request::Wake(spec), limit)? {
+            Reply::Woke(woke) => Ok(woke),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets a paused machine run.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        self.done(&Request::Resume)
+    }
+
+    /// Makes the guest's next visit to its fork port a stop: see [`VmHandle::split`].
     ///
     /// # Errors
     /// [`VmError`].
     pub fn arm_fork_port(&mut self) -> Result<(), VmError> {
         self.done(&Request::ArmForkPort)
-    }
-
-    /// Waits until the guest stands at its fork port and stops the machine there.
-    ///
-    /// # Errors
-    /// [`VmError`]; after `limit` the guest runs on.
-    pub fn pause_at_fork_port(&mut self, limit: Duration) -> Result<(), VmError> {
-        match self.ask(&Request::PauseAtForkPort(millis(limit)), limit + ANSWER)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Waits until a fork has said that it is who it should be, at most `limit`.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub fn await_ready(&mut self, limit: Duration) -> Result<Woke, VmError> {
-        match self.ask(&Request::AwaitReady(millis(limit)), limit + ANSWER)? {
-            Reply::Woke(woke) => Ok(woke),
-            other => Err(unexpected(&other)),
-        }
     }
 
     /// Stops the machine.
@@ -200,18 +283,24 @@ impl VmHandle {
         self.done(&Request::Pause)
     }
 
-    /// Writes the paused machine's memory and state into `directory` and seals its disk; the disk
-    /// goes on in `next_overlay`.
+    /// Writes the template's memory and state into `directory`.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn save(&mut self, directory: &Path, next_overlay: &Path) -> Result<Saved, VmError> {
-        let spec = SaveSpec {
-            directory: directory.to_owned(),
-            next_overlay: next_overlay.to_owned(),
-        };
-        match self.ask(&Request::Save(spec), SAVE)? {
+    pub fn save(&mut self, directory: &Path) -> Result<Saved, VmError> {
+        match self.ask(&Request::Save(directory.to_owned()), SAVE)? {
             Reply::Saved(saved) => Ok(*saved),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Seals what splits have frozen of the disk, and says which files are layers now, bottom first.
+    ///
+    /// # Errors
+    /// [`VmError`]; what is not sealed yet is by the next call.
+    pub fn seal_frozen(&mut self) -> Result<Vec<PathBuf>, VmError> {
+        match self.ask(&Request::SealFrozen, SAVE)? {
+            Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
         }
     }
@@ -260,9 +349,14 @@ impl VmHandle {
         }
     }
 
+    /// Ends the process; does not wait for that. Its memory is freed as soon as the kernel gets to it.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
     /// Whether the process has exited.
     pub fn is_gone(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
+        self.process.try_wait().is_some()
     }
 
     fn done(&mut self, request: &Request) -> Result<(), VmError> {
@@ -274,6 +368,10 @@ impl VmHandle {
 
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, VmError> {
         send(&self.control, request).map_err(|error| self.lost(error))?;
+        self.answer(limit)
+    }
+
+    fn answer(&mut self, limit: Duration) -> Result<Reply, VmError> {
         loop {
             return match self.receive(limit)? {
                 Reply::Failed(failure) => Err(failure.into()),
@@ -291,7 +389,7 @@ impl VmHandle {
             .set_read_timeout(Some(limit))
             .map_err(VmError::Control)?;
         match receive(&self.control) {
-            Ok(Some(reply)) => Ok(reply),
+            Ok(Some((reply, _))) => Ok(reply),
             Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
             Err(error) if is_timeout(&error) => Err(VmError::Control(error)),
             Err(error) => Err(self.lost(error)),
@@ -303,9 +401,9 @@ impl VmHandle {
         // The stream closes a moment before the process can be waited for.
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Some(status) = self.process.try_wait().map(str::to_owned) {
                 return VmError::Gone {
-                    status: status.to_string(),
+                    status,
                     console: self.console_tail(),
                 };
             }

@@ -1,18 +1,16 @@
-//! What a VM process and its owner say to each other: a length (`u32`, little-endian) and JSON.
+//! What a VM process and its owner say to each other.
 
-use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spore_protocol::fork_port::Repair;
 use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
-use crate::disk::DiskSpec;
+use crate::clock::Trace;
+use crate::disk::{DiskSpec, StackSpec};
 use crate::exit::Ended;
-
-/// Largest message, in bytes.
-const MAX_MESSAGE: u32 = 16 << 20;
+use crate::machine::Identity;
+use crate::wake_set::WakeSet;
 
 /// What a VM process is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,23 +18,32 @@ const MAX_MESSAGE: u32 = 16 << 20;
 pub enum Request {
     /// Make a machine by cold boot and let it run.
     Boot(BootSpec),
-    /// Make a machine from a checkpoint; it stands still.
-    Restore(RestoreSpec),
-    /// Let it run. A machine that was saved at its fork port wakes with this host name.
-    Resume {
-        /// Empty: the one it has.
-        hostname: String,
-    },
+    /// Become a template of a checkpoint.
+    Load(LoadSpec),
+    /// Fork: the child is a template too, and its control stream is the descriptor that comes along. Answered with
+    /// [`Reply::Forked`], by the parent.
+    Fork,
+    /// Give machines made of this template these pages in advance.
+    UseWakeSet(WakeSet),
+    /// Make the template's machine, one step short of running. Answered with [`Reply::Armed`].
+    Arm(ArmSpec),
+    /// Let an armed machine run, and tell when it is ready. Answered with [`Reply::Woke`].
+    Wake(WakeSpec),
+    /// Which pages the machine has touched. Answered with [`Reply::WakeSet`].
+    WakeSet,
+    /// Write the template's memory and state into a directory. Answered with [`Reply::Saved`].
+    Save(PathBuf),
     /// Want the guest's next visit to its fork port to be a stop.
     ArmForkPort,
-    /// Wait until it stands there and stop the machine, at most so many milliseconds.
-    PauseAtForkPort(u64),
-    /// Wait until a fork has said it is ready, at most so many milliseconds.
-    AwaitReady(u64),
+    /// Stop the machine for a moment and fork: the child is a template of that instant, and its control stream is
+    /// the descriptor that comes along. Answered with [`Reply::Split`], by the parent, which runs on.
+    Split(SplitSpec),
     /// Stop all its threads.
     Pause,
-    /// Write memory and state of the paused machine into a directory and seal its disk.
-    Save(SaveSpec),
+    /// Let a paused machine run.
+    Resume,
+    /// Seal what splits have frozen of the disk; answered with [`Reply::Sealed`].
+    SealFrozen,
     /// Seal the disk of a machine that has ended; answered with [`Reply::Sealed`].
     SealDisk,
     /// Ask the guest to have this much memory beyond boot RAM, in bytes.
@@ -53,12 +60,20 @@ pub enum Request {
 pub enum Reply {
     /// Done.
     Done,
+    /// The process id of the fork.
+    Forked(i32),
+    /// One step short of running.
+    Armed(Trace),
+    /// What a fork reported.
+    Woke(Woke),
+    /// The pages that were touched.
+    WakeSet(WakeSet),
+    /// The fork, and how long the machine stood still for it.
+    Split(Split),
     /// Saved.
     Saved(Box<Saved>),
     /// Files that are layers of the disk now and were not before, bottom first.
     Sealed(Vec<PathBuf>),
-    /// What a fork reported.
-    Woke(Woke),
     /// Sizes and times.
     Stats(VmStats),
     /// The VM ended by itself.
@@ -89,32 +104,64 @@ pub struct BootSpec {
     pub vsock: PathBuf,
 }
 
-/// A restore.
+/// A checkpoint to become a template of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RestoreSpec {
+pub struct LoadSpec {
     /// State payload file of a verified checkpoint.
     pub state: PathBuf,
     /// What the checkpoint's manifest says of it.
     pub state_record: StateRecord,
     /// Its memory file.
     pub memory: PathBuf,
-    /// Root disk.
-    pub disk: DiskSpec,
+    /// Root disk's layers.
+    pub disk: StackSpec,
+}
+
+/// What a template's machine is connected to on the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArmSpec {
+    /// Where the root disk's private overlay is made; the file must not exist.
+    pub overlay: PathBuf,
     /// Where the serial console is logged.
     pub console: PathBuf,
     /// Unix socket for clients of the guest's vsock ports.
     pub vsock: PathBuf,
 }
 
-/// A save.
+/// Letting an armed machine run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SaveSpec {
-    /// Where `memory` and `state` are made.
-    pub directory: PathBuf,
-    /// Where the disk goes on: the overlay until now becomes a layer.
+pub struct WakeSpec {
+    /// Who it is to be, if it wakes at its fork port.
+    pub identity: Identity,
+    /// How long it may take to become that, in milliseconds.
+    pub limit_ms: u64,
+}
+
+/// Stopping a machine and forking.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SplitSpec {
+    /// Stop it where it reads its fork port, waiting so many milliseconds at most; absent: wherever it is.
+    pub at_port_ms: Option<u64>,
+    /// Where the machine's disk goes on.
     pub next_overlay: PathBuf,
+}
+
+/// A machine was split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Split {
+    /// The process id of the fork.
+    pub pid: i32,
+    /// When the guest was stopped, in monotonic nanoseconds.
+    pub stopped_ns: u64,
+    /// When its vCPUs were let go on.
+    pub resumed_ns: u64,
+    /// What happened in between.
+    pub trace: Trace,
 }
 
 /// What a save made.
@@ -125,8 +172,6 @@ pub struct Saved {
     pub memory: MemoryRecord,
     /// The state file.
     pub state: StateRecord,
-    /// Files that are layers of the disk now and were not before, bottom first.
-    pub layers: Vec<PathBuf>,
     /// Size of the disk, in bytes.
     pub disk_bytes: u64,
     /// vCPUs.
@@ -135,8 +180,6 @@ pub struct Saved {
     pub memory_bytes: u64,
     /// CPU features the guest was shown, one a register.
     pub cpu_features: Vec<String>,
-    /// How long the machine stood still for this, in microseconds.
-    pub paused_us: u64,
 }
 
 /// Sizes and times of a VM.
@@ -151,22 +194,24 @@ pub struct VmStats {
     pub requested_bytes: u64,
     /// What it has plugged, in bytes.
     pub plugged_bytes: u64,
-    /// Time from the request to the machine ready to run, in microseconds.
-    pub prepared_us: u64,
 }
 
-/// What a fork reported at its fork port; times in microseconds since it was let run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a fork reported at its fork port. Times are monotonic nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Woke {
-    /// The machine was saved at its fork port; everything else is absent if not.
+    /// The machine was saved at its fork port; what it did is absent if not.
     pub at_port: bool,
+    /// When all its state was set, and it was let run (T1).
+    pub released_ns: u64,
     /// Its first own act (T2).
-    pub woke_us: Option<u64>,
-    /// It is who it should be, or could not become so.
-    pub ready_us: Option<u64>,
+    pub woke_ns: Option<u64>,
+    /// It is who it should be, or could not become so (T3).
+    pub ready_ns: Option<u64>,
     /// The repair that failed.
     pub failed: Option<Repair>,
+    /// The steps before.
+    pub trace: Trace,
 }
 
 /// Why a request failed.
@@ -198,61 +243,4 @@ pub enum FailureKind {
     Conflict,
     /// The guest did not do its part in time.
     Guest,
-}
-
-/// Writes one message.
-///
-/// # Errors
-/// What the stream reports.
-pub fn send<T: Serialize>(mut stream: impl Write, message: &T) -> io::Result<()> {
-    let body = serde_json::to_vec(message).map_err(io::Error::other)?;
-    let length = u32::try_from(body.len())
-        .ok()
-        .filter(|length| *length <= MAX_MESSAGE);
-    let length = length.ok_or_else(|| io::Error::other("message too large"))?;
-    let mut framed = length.to_le_bytes().to_vec();
-    framed.extend(body);
-    stream.write_all(&framed)
-}
-
-/// Reads one message; `None` when the stream ended between two.
-///
-/// # Errors
-/// What the stream reports, or a message that is too large or malformed.
-pub fn receive<T: DeserializeOwned>(mut stream: impl Read) -> io::Result<Option<T>> {
-    let mut length = [0; 4];
-    match stream.read_exact(&mut length) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        result => result?,
-    }
-    let length = u32::from_le_bytes(length);
-    if length > MAX_MESSAGE {
-        return Err(io::Error::other("message too large"));
-    }
-    let mut body = vec![0; length as usize];
-    stream.read_exact(&mut body)?;
-    serde_json::from_slice(&body).map(Some).map_err(io::Error::other)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_come_back_and_the_end_is_the_end() {
-        let mut wire = Vec::new();
-        send(&mut wire, &Request::RequestMemory(7)).unwrap();
-        let mut stream = &wire[..];
-        assert!(matches!(
-            receive(&mut stream).unwrap(),
-            Some(Request::RequestMemory(7))
-        ));
-        assert!(receive::<Request>(&mut stream).unwrap().is_none());
-    }
-
-    #[test]
-    fn nonsense_is_an_error() {
-        assert!(receive::<Request>(&[0xFF; 8][..]).is_err());
-        assert!(receive::<Request>(&[2, 0, 0, 0, b'{', b'}'][..]).is_err());
-    }
 }

@@ -3,11 +3,14 @@
 //! A VM is a process of its own, `spore-vm`. Its standard input is one end of a socket pair; on it
 //! come requests, one at a time, and go replies ([`message`]). When the other end is closed, by
 //! whatever end its owner came to, the process exits and everything it had is gone with it.
-//! [`server`] is the process, [`client`] its owner's handle.
+//! [`server`] is the process, [`VmHandle`] its owner's handle.
 
-pub mod client;
+mod client;
+mod fork;
 pub mod message;
+mod owned;
 pub mod server;
+mod wire;
 
-pub use client::{VmError, VmHandle};
-pub use message::{BootSpec, Failure, FailureKind, RestoreSpec, Saved, VmStats, Woke};
+pub use client::{VmError, VmHandle, program, serial};
+pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};

@@ -13,7 +13,10 @@ use kvm_ioctls::VcpuFd;
 /// What the threads are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
+    /// Wait: the machine was never let go.
+    Closed,
     Run,
+    /// Wait: somebody holds the gate.
     Hold,
     Stop,
 }
@@ -106,17 +109,17 @@ pub fn install_kick_handler() -> std::io::Result<()> {
 }
 
 impl Gate {
-    /// An open gate for `vcpus` vCPUs, none of which is running.
+    /// A closed gate for `vcpus` vCPUs, none of which is running.
     pub fn new(vcpus: usize) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                order: Order::Run,
+                order: Order::Closed,
                 holds: 0,
                 kicks: Vec::new(),
             }),
             changed: Condvar::new(),
             inside: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
-            open: AtomicBool::new(true),
+            open: AtomicBool::new(false),
         }
     }
 
@@ -124,16 +127,33 @@ impl Gate {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the gate know the vCPUs it guards, in order, before their threads start; opens it.
+    /// Makes the gate know the vCPUs it guards, in order, before their threads start. It stays closed until
+    /// [`Gate::open`].
     pub fn arm<'a>(&self, vcpus: impl Iterator<Item = &'a mut VcpuFd>) {
         let mut inner = self.lock();
+        inner.order = Order::Closed;
+        self.open.store(false, Ordering::SeqCst);
         inner.kicks = vcpus
             .map(|vcpu| Kick {
                 immediate_exit: (&raw const vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>(),
                 thread: None,
             })
             .collect();
-        self.reopen(&mut inner);
+    }
+
+    /// Opens a gate that was armed. One that is held opens when it is let go.
+    pub fn open(&self) {
+        let mut inner = self.lock();
+        if inner.order != Order::Closed {
+            return;
+        }
+        if inner.holds == 0 {
+            self.reopen(&mut inner);
+        } else {
+            inner.order = Order::Hold;
+        }
+        drop(inner);
+        self.changed.notify_all();
     }
 
     /// Lets the vCPUs run. Whoever closes the gate again needs the lock we are under, so no kick is lost.
@@ -158,7 +178,7 @@ impl Gate {
                 match inner.order {
                     Order::Run => break,
                     Order::Stop => return Pass::Stop,
-                    Order::Hold => {
+                    Order::Hold | Order::Closed => {
                         inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
                     }
                 }

@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::gate::{Gate, Pass};
+use super::state::{self, SavedTsc};
 use crate::bus::Bus;
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::AfterRead;
@@ -22,13 +23,24 @@ pub struct Vcpu {
     /// The CPUID it was given. KVM_GET_CPUID2 is no substitute: some KVMs add what the host's CPU
     /// has and they do not offer.
     pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// Its time stamp counter goes on from here when it first runs, however long ago it was restored.
+    pub tsc: Option<SavedTsc>,
 }
 
 /// Runs until the gate says stop or the VM ends; returns the vCPU with no I/O pending in it.
 pub fn run(mut vcpu: Vcpu, gate: &Gate, bus: &Arc<Bus>, ended: &EndedSlot) -> Vcpu {
     let index = usize::from(vcpu.index);
     gate.register_thread(index);
+    // What KVM does in a VM's first KVM_RUN (since Linux 6.13 it starts a kernel thread, a millisecond or more) is
+    // then done before anyone waits for it. It also binds the vCPU to this thread.
+    enter_without_running(&mut vcpu);
     while gate.pass(index) == Pass::Enter {
+        if let Some(tsc) = vcpu.tsc.take()
+            && let Err(error) = state::restore_tsc(vcpu.index, &vcpu.fd, tsc)
+        {
+            ended.set(Ended::Failed(error.to_string()));
+            break;
+        }
         let exit = vcpu.fd.run();
         gate.left(index);
         let verdict = match exit {
@@ -136,12 +148,17 @@ fn describe_internal_error(vcpu: &mut Vcpu) -> String {
 }
 
 /// A read the guest is waiting for is in no get-state ioctl: KVM keeps it until the next `KVM_RUN`.
-/// One more entry with `immediate_exit` set finishes it and comes back before the guest runs.
+/// One more entry finishes it.
 fn finish_pending_io(vcpu: &mut Vcpu) {
+    enter_without_running(vcpu);
+}
+
+/// A `KVM_RUN` with `immediate_exit` set: it does what comes before running and comes back before the guest runs.
+fn enter_without_running(vcpu: &mut Vcpu) {
     vcpu.fd.set_kvm_immediate_exit(1);
     match vcpu.fd.run() {
-        Err(error) if error.errno() == libc::EINTR => {}
-        other => tracing::debug!(vcpu = vcpu.index, ?other, "finishing pending I/O"),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+        other => tracing::debug!(vcpu = vcpu.index, ?other, "entering without running"),
     }
     vcpu.fd.set_kvm_immediate_exit(0);
 }

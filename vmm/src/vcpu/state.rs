@@ -39,10 +39,56 @@ impl VcpuState {
         &self.cpuid
     }
 
+    /// The MSRs in it.
+    pub fn msr_indices(&self) -> impl Iterator<Item = u32> {
+        self.msrs.iter().map(|&(index, _)| index)
+    }
+
+    /// Its time stamp counter and deadline.
+    pub fn tsc(&self) -> SavedTsc {
+        let value = |msr| {
+            self.msrs
+                .iter()
+                .find(|&&(index, _)| index == msr)
+                .map(|&(_, value)| value)
+        };
+        SavedTsc {
+            tsc: value(MSR_TSC),
+            deadline: value(MSR_TSC_DEADLINE),
+        }
+    }
+
     /// Where the vCPU stood.
     pub fn rip(&self) -> u64 {
         self.regs.rip
     }
+}
+
+/// What of a saved vCPU runs on by itself as soon as it is restored: its time stamp counter, and the deadline
+/// that is compared with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SavedTsc {
+    tsc: Option<u64>,
+    deadline: Option<u64>,
+}
+
+/// Sets the time stamp counter back to what it was when the vCPU was saved, and its deadline as far ahead as it was
+/// then: for a vCPU that waited after it was restored no time has passed. To be called last before it first runs.
+///
+/// A KVM that does not offset the counter leaves it the host's; the deadline is counted from whatever it is.
+///
+/// # Errors
+/// [`VcpuStateError`].
+pub fn restore_tsc(index: u8, vcpu: &VcpuFd, saved: SavedTsc) -> Result<(), VcpuStateError> {
+    let Some(tsc) = saved.tsc else { return Ok(()) };
+    write_msrs(index, vcpu, &[(MSR_TSC, tsc)])?;
+    if let Some(deadline) = saved.deadline {
+        let now = read_msrs(vcpu, &[MSR_TSC]).map_err(at(index, "KVM_GET_MSRS"))?;
+        let now = now.first().map_or(tsc, |&(_, now)| now);
+        let due = now.wrapping_add(deadline.saturating_sub(tsc));
+        write_msrs(index, vcpu, &[(MSR_TSC_DEADLINE, due)])?;
+    }
+    Ok(())
 }
 
 /// A step of save or restore failed.
@@ -207,11 +253,15 @@ pub fn restore(index: u8, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), VcpuSt
             what: "too many MSRs",
         });
     }
-    // TSC_DEADLINE in a chunk of its own, last: it is compared with the TSC set before it.
-    let (deadline, others): (Vec<_>, Vec<_>) =
-        state.msrs.iter().partition(|(msr, _)| *msr == MSR_TSC_DEADLINE);
+    // TSC_DEADLINE is not among them: it is set when the vCPU first runs (`restore_tsc`). Set here, the timer would
+    // run while the vCPU waits.
+    let others: Vec<_> = state
+        .msrs
+        .iter()
+        .copied()
+        .filter(|(msr, _)| *msr != MSR_TSC_DEADLINE)
+        .collect();
     write_msrs(index, vcpu, &others)?;
-    write_msrs(index, vcpu, &deadline)?;
     vcpu.set_vcpu_events(&state.events)
         .map_err(at(index, "KVM_SET_VCPU_EVENTS"))?;
     // Tells the guest's watchdogs that it was stopped. EINVAL: the guest uses no kvm-clock.

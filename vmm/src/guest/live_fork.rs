@@ -1,0 +1,145 @@
+//! More of a guest that runs.
+
+use std::time::Duration;
+
+use spore_protocol::ClientError;
+use spore_snapshot::store::{RunDir, Store};
+
+use super::launch::{console_of, new_id, vsock_of};
+use super::template::Unarmed;
+use super::{Guest, GuestError};
+use crate::clock::{Trace, monotonic_ns};
+use crate::machine::Identity;
+use crate::process::VmHandle;
+
+/// How long the agent may take to its fork port.
+const SLEEP_LIMIT: Duration = Duration::from_secs(60);
+/// Most forks at once.
+const MAX_FORKS: usize = 64;
+
+/// Where a guest may be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// At its fork port, or not at all.
+    Port,
+    /// At its fork port, or wherever it is if its agent refuses to go there.
+    PortOrAnywhere,
+}
+
+/// How long a guest stood still, and what happened meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SplitTimes {
+    /// From its last act to its next (T5).
+    pub paused: Duration,
+    /// The steps, from the stop on.
+    pub trace: Trace,
+}
+
+/// What a live fork came to.
+pub struct LiveFork {
+    /// The forks, each running or why it is not, in the order they were asked for.
+    pub forks: Vec<Result<Guest, GuestError>>,
+    /// How long the parent stood still.
+    pub times: SplitTimes,
+}
+
+impl Guest {
+    /// Stops the guest for a moment and forks its process. The fork is a template of that instant.
+    pub(super) fn split(&mut self, stop: Stop) -> Result<(VmHandle, SplitTimes), GuestError> {
+        self.vm.arm_fork_port()?;
+        let mut agent = self.agent(SLEEP_LIMIT)?;
+        let limited = agent.stream().set_read_timeout(Some(SLEEP_LIMIT));
+        limited.map_err(|source| GuestError::Host {
+            what: self.vm.vsock().to_owned(),
+            source,
+        })?;
+        let asleep = agent.sleep();
+        // It goes to its port when we have hung up.
+        drop(agent);
+        let at_port = match (asleep, stop) {
+            (Ok(()), _) => Some(SLEEP_LIMIT),
+            (Err(ClientError::Refused(why)), Stop::PortOrAnywhere) => {
+                tracing::info!(%why, "checkpoint without the fork port");
+                None
+            }
+            (Err(ClientError::Refused(why)), Stop::Port) => {
+                return Err(GuestError::NoForkPort { why: why.to_string() });
+            }
+            (Err(error), _) => return Err(self.explain(error)),
+        };
+        // A new name each time: a split that failed may have used it.
+        self.overlays += 1;
+        let next = self.overlay(self.overlays);
+        let (copy, split) = self.vm.split(at_port, &next)?;
+        let mut trace = Trace::default();
+        trace.mark_at("stopped", split.stopped_ns);
+        trace.extend(split.trace);
+        trace.mark_at("running again", split.resumed_ns);
+        let times = SplitTimes {
+            paused: Duration::from_nanos(split.resumed_ns.saturating_sub(split.stopped_ns)),
+            trace,
+        };
+        Ok((copy, times))
+    }
+
+    /// Forks the running guest, once for each identity. The forks have its memory, processes and disk of one
+    /// instant, and none of its connections; each is somebody else before anyone can talk to it. The guest itself
+    /// stands still for a moment, however many forks are made of it, and keeps everything.
+    ///
+    /// An identity without a host name gets the fork's id for one.
+    ///
+    /// # Errors
+    /// [`GuestError`] when there are no forks at all; the guest runs on if it can. That some of them failed is told
+    /// in their places.
+    pub fn live_fork(&mut self, store: &Store, identities: &[Identity]) -> Result<LiveFork, GuestError> {
+        let count = identities.len();
+        if !(1..=MAX_FORKS).contains(&count) {
+            return Err(GuestError::ForkCount {
+                count,
+                max: MAX_FORKS,
+            });
+        }
+        // Until the forks pin them, nothing else keeps the frozen layers from being collected.
+        let _hold = store.hold()?;
+        let asked = monotonic_ns();
+        let (mut copy, times) = self.split(Stop::Port)?;
+        // Forked one after the other, since each is a fork of the one copy; the rest is theirs alone.
+        let made: Vec<_> = identities
+            .iter()
+            .map(|identity| (identity, self.split_off(store, &mut copy)))
+            .collect();
+        drop(copy);
+        let mut forks = std::thread::scope(|scope| {
+            let waking: Vec<_> = made
+                .into_iter()
+                .map(|(identity, made)| scope.spawn(move || made?.arm()?.claim(identity, asked)))
+                .collect();
+            let joined = waking.into_iter().map(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.collect::<Vec<Result<Guest, GuestError>>>()
+        });
+        self.adopt_frozen(store)?;
+        for fork in &mut forks {
+            let pinned = match fork {
+                Ok(guest) => {
+                    guest.disk_layers.clone_from(&self.disk_layers);
+                    guest.run.pin(&guest.disk_layers)
+                }
+                Err(_) => Ok(()),
+            };
+            if let Err(error) = pinned {
+                *fork = Err(error.into());
+            }
+        }
+        Ok(LiveFork { forks, times })
+    }
+
+    /// One fork of the copy.
+    fn split_off(&self, store: &Store, copy: &mut VmHandle) -> Result<Unarmed, GuestError> {
+        let run = RunDir::create(store, &new_id())?;
+        let vm = copy.fork(&console_of(&run), &vsock_of(&run))?;
+        Unarmed::new(run, vm, self.disk_layers.clone())
+    }
+}

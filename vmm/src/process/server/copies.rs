@@ -1,0 +1,197 @@
+//! Becoming a template, and copying by `fork(2)`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use spore_snapshot::checkpoint::read_state;
+
+use super::{Answer, Server, Vm, failure, from_machine};
+use crate::clock::{Trace, monotonic_ns};
+use crate::disk::Stack;
+use crate::exit::Ended;
+use crate::machine::{Machine, MachineState, Template};
+use crate::process::fork::{Side, sibling};
+use crate::process::message::{Failure, FailureKind, LoadSpec, Reply, Split, SplitSpec};
+use crate::wake_set::WakeSet;
+
+/// The two sides of a split.
+enum Forked {
+    Parent(Pid),
+    Child(Box<MachineState>, Stack),
+}
+
+fn host(error: impl std::fmt::Display) -> Failure {
+    failure(FailureKind::Host, error)
+}
+
+fn control_of_child(descriptor: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
+    descriptor.ok_or_else(|| failure(FailureKind::Conflict, "a fork needs a control stream of its own"))
+}
+
+impl Server {
+    /// Loads a checkpoint.
+    pub(super) fn load(&mut self, spec: &LoadSpec) -> Result<Reply, Failure> {
+        self.empty()?;
+        let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Checkpoint, error);
+        let open =
+            |path: &Path| File::open(path).map_err(|error| refused(&format!("{}: {error}", path.display())));
+        let payload = read_state(&open(&spec.state)?, &spec.state, &spec.state_record)
+            .map_err(|error| refused(&error))?;
+        let state: MachineState = postcard::from_bytes(&payload).map_err(|error| {
+            refused(&format!(
+                "{}: the machine state is malformed: {error}",
+                spec.state.display()
+            ))
+        })?;
+        let memory = open(&spec.memory)?;
+        let template = Template::load(state, &memory).map_err(from_machine)?;
+        let disk = Stack::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
+        self.vm = Vm::Template(Box::new(template), disk);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn use_wake_set(&mut self, pages: WakeSet) -> Result<Reply, Failure> {
+        let (mut template, disk) = self.take_template("give pages in advance")?;
+        template.set_wake_set(pages);
+        self.vm = Vm::Template(template, disk);
+        Ok(Reply::Done)
+    }
+
+    /// Forks a template.
+    pub(super) fn fork(&mut self, descriptor: Option<OwnedFd>) -> Answer {
+        let control = control_of_child(descriptor)?;
+        let (template, disk) = self.take_template("fork")?;
+        self.vm = Vm::Template(template, disk);
+        // SAFETY: a template has no threads: those of machines there may have been are joined.
+        match unsafe { sibling() } {
+            Ok(Side::Parent(pid)) => Ok(Some(Reply::Forked(pid.as_raw_nonzero().get()))),
+            Ok(Side::Child) => {
+                self.listen_to(control);
+                Ok(None)
+            }
+            Err(error) => Err(host(format!("fork: {error}"))),
+        }
+    }
+
+    /// Stops the machine, forks, and lets it go on. In the child the machine is a template.
+    pub(super) fn split(&mut self, spec: &SplitSpec, descriptor: Option<OwnedFd>) -> Answer {
+        let control = control_of_child(descriptor)?;
+        let mut trace = Trace::default();
+        let (machine, stopped_ns) = self.stop(spec.at_port_ms)?;
+        trace.mark("threads joined");
+        let forked = self.still(&machine, spec, &mut trace).and_then(|(state, disk)| {
+            // SAFETY: the machine's threads were joined when it was stopped.
+            match unsafe { sibling() } {
+                Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
+                Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
+                Err(error) => Err(host(format!("fork: {error}"))),
+            }
+        });
+        match forked {
+            Ok(Forked::Child(state, disk)) => {
+                self.become_template(machine, *state, disk, control);
+                Ok(None)
+            }
+            Ok(Forked::Parent(pid)) => {
+                trace.mark("forked");
+                self.go_on(machine)?;
+                Ok(Some(Reply::Split(Split {
+                    pid: pid.as_raw_nonzero().get(),
+                    stopped_ns,
+                    resumed_ns: monotonic_ns(),
+                    trace,
+                })))
+            }
+            Err(failure) => {
+                self.go_on(machine)?;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Stops the machine, and says since when it stands.
+    fn stop(&mut self, at_port_ms: Option<u64>) -> Result<(Machine, u64), Failure> {
+        let running = self.take_running("split")?;
+        let Some(limit) = at_port_ms.map(Duration::from_millis) else {
+            let stopped = monotonic_ns();
+            return match running.pause() {
+                Ok(machine) => Ok((machine, stopped)),
+                Err(ended) => Err(self.over(ended)),
+            };
+        };
+        let port = running.fork_port().clone();
+        match running.pause_at_port(limit) {
+            Ok(Ok(machine)) => Ok((machine, port.reported().parked_ns.unwrap_or_else(monotonic_ns))),
+            Ok(Err(running)) => {
+                self.vm = Vm::Running(running);
+                Err(failure(
+                    FailureKind::Guest,
+                    "the agent did not come to its fork port in time",
+                ))
+            }
+            Err(ended) => Err(self.over(ended)),
+        }
+    }
+
+    pub(super) fn over(&mut self, ended: Ended) -> Failure {
+        self.vm = Vm::Over(ended.clone());
+        host(ended)
+    }
+
+    /// Saves the state of a machine that stands still, and freezes its disk.
+    fn still(
+        &self,
+        machine: &Machine,
+        spec: &SplitSpec,
+        trace: &mut Trace,
+    ) -> Result<(MachineState, Stack), Failure> {
+        let state = machine.save().map_err(from_machine)?;
+        trace.mark("state saved");
+        let disk = self.disk.as_ref();
+        let disk = disk.ok_or_else(|| failure(FailureKind::Disk, "the machine has no disk"))?;
+        let frozen = disk.freeze(&spec.next_overlay);
+        let frozen = frozen.map_err(|error| failure(FailureKind::Disk, error))?;
+        trace.mark("disk frozen");
+        Ok((state, frozen))
+    }
+
+    fn go_on(&mut self, machine: Machine) -> Result<(), Failure> {
+        match machine.run() {
+            Ok(running) => {
+                self.vm = Vm::Running(running);
+                Ok(())
+            }
+            Err(error) => {
+                let failure = from_machine(error);
+                self.vm = Vm::Over(Ended::Failed(failure.message.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// In a forked child: what was the parent's is let go of, its memory and state are a template.
+    fn become_template(&mut self, machine: Machine, state: MachineState, disk: Stack, control: OwnedFd) {
+        self.listen_to(control);
+        self.disk = None;
+        self.tell_end = false;
+        self.vm = match Template::of(machine, state) {
+            Ok(template) => Vm::Template(Box::new(template), disk),
+            Err(error) => Vm::Over(Ended::Failed(error.to_string())),
+        };
+    }
+
+    /// In a forked child: the control stream is its own. The parent's is closed here, so that its owner notices
+    /// when the parent ends.
+    fn listen_to(&mut self, control: OwnedFd) {
+        let stdin: io::Result<()> = rustix::stdio::dup2_stdin(&control).map_err(io::Error::from);
+        if let Err(error) = stdin {
+            tracing::warn!(%error, "the parent's control stream stays open");
+        }
+        self.control = UnixStream::from(control);
+    }
+}

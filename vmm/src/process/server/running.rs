@@ -1,0 +1,175 @@
+//! Making a machine, letting it run, asking it things.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use spore_protocol::fork_port::Repair;
+use spore_snapshot::disk::Durability;
+
+use super::{Server, Vm, cannot, failure, from_machine};
+use crate::clock::{Trace, monotonic_ns};
+use crate::device_set::{DeviceSet, lock};
+use crate::disk::{self, SharedOverlay};
+use crate::machine::{Attachments, BootConfig, Machine};
+use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
+use crate::ram::RamLayout;
+use crate::socket;
+use crate::wake_set::WakeSet;
+
+impl Server {
+    fn attachments(
+        &mut self,
+        disk: SharedOverlay,
+        console: &Path,
+        vsock: &Path,
+    ) -> Result<Attachments, Failure> {
+        let host = |what: &Path| {
+            let what = what.display().to_string();
+            move |error: io::Error| failure(FailureKind::Host, format!("{what}: {error}"))
+        };
+        let backend = disk.backend();
+        self.disk = Some(disk);
+        Ok(Attachments {
+            disk: backend,
+            console: File::create(console).map_err(host(console))?,
+            vsock: Some(socket::bind(vsock).map_err(host(vsock))?),
+        })
+    }
+
+    pub(super) fn boot(&mut self, spec: BootSpec) -> Result<Reply, Failure> {
+        self.empty()?;
+        let disk = disk::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
+        let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
+        let config = BootConfig {
+            vcpus: spec.vcpus,
+            ram: RamLayout {
+                boot: spec.boot_bytes,
+                hotplug: spec.hotplug_bytes,
+            },
+            kernel: spec.kernel,
+            cmdline: spec.cmdline,
+        };
+        let machine = Machine::boot(&config, attachments).map_err(from_machine)?;
+        self.vm = Vm::Running(machine.run().map_err(from_machine)?);
+        Ok(Reply::Done)
+    }
+
+    /// Makes the template's machine and starts its threads, which wait. A template that cannot is of no more use.
+    pub(super) fn arm(&mut self, spec: &ArmSpec) -> Result<Reply, Failure> {
+        let (template, stack) = self.take_template("arm")?;
+        let mut trace = Trace::default();
+        trace.mark("arming");
+        let disk = stack
+            .overlay(&spec.overlay, Durability::Ephemeral)
+            .map_err(|error| failure(FailureKind::Disk, error))?;
+        let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
+        trace.mark("overlay, console, socket");
+        let machine = template
+            .into_machine(attachments, &mut trace)
+            .map_err(from_machine)?;
+        self.vm = Vm::Running(machine.park().map_err(from_machine)?);
+        trace.mark("threads parked");
+        Ok(Reply::Armed(trace))
+    }
+
+    /// Lets an armed machine run, and waits until it is who it should be.
+    pub(super) fn wake(&mut self, spec: &WakeSpec) -> Result<Reply, Failure> {
+        let mut trace = Trace::default();
+        trace.mark("wake request received");
+        let Vm::Running(running) = &mut self.vm else {
+            return Err(cannot("wake", &self.vm));
+        };
+        running.write_mailbox(&spec.identity).map_err(from_machine)?;
+        trace.mark("mailbox written");
+        running.release().map_err(from_machine)?;
+        let released_ns = monotonic_ns();
+        if !running.wakes_at_port() {
+            return Ok(Reply::Woke(Woke {
+                released_ns,
+                trace,
+                ..Woke::default()
+            }));
+        }
+        let report = running.await_ready(Duration::from_millis(spec.limit_ms));
+        Ok(Reply::Woke(Woke {
+            at_port: true,
+            released_ns,
+            woke_ns: report.woke_ns,
+            ready_ns: report.ready.map(|(at, _)| at),
+            failed: report.ready.and_then(|(_, value)| Repair::from_register(value)),
+            trace,
+        }))
+    }
+
+    pub(super) fn wake_set(&self) -> Result<Reply, Failure> {
+        let running = self.running("look at its pages")?;
+        let plugged = super::saving::plugged_runs(running.devices());
+        let pages = WakeSet::record(running.ram(), &plugged)
+            .map_err(|error| failure(FailureKind::Host, format!("the page table: {error}")))?;
+        Ok(Reply::WakeSet(pages))
+    }
+
+    pub(super) fn arm_fork_port(&mut self) -> Result<Reply, Failure> {
+        self.running("arm the fork port")?.fork_port().arm(true);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn pause(&mut self) -> Result<Reply, Failure> {
+        match self.take_running("pause")?.pause() {
+            Ok(machine) => {
+                self.vm = Vm::Paused(machine);
+                Ok(Reply::Done)
+            }
+            Err(ended) => Err(self.over(ended)),
+        }
+    }
+
+    pub(super) fn resume(&mut self) -> Result<Reply, Failure> {
+        match std::mem::replace(&mut self.vm, Vm::None) {
+            Vm::Paused(machine) => {
+                self.vm = Vm::Running(machine.run().map_err(from_machine)?);
+                Ok(Reply::Done)
+            }
+            other => {
+                let failure = cannot("resume", &other);
+                self.vm = other;
+                Err(failure)
+            }
+        }
+    }
+
+    fn devices(&self) -> Result<&DeviceSet, Failure> {
+        match &self.vm {
+            Vm::Paused(machine) => Ok(machine.devices()),
+            Vm::Running(running) => Ok(running.devices()),
+            vm => Err(cannot("look at its devices", vm)),
+        }
+    }
+
+    pub(super) fn request_memory(&mut self, bytes: u64) -> Result<Reply, Failure> {
+        let mut mem = lock(&self.devices()?.mem);
+        mem.device_mut()
+            .set_requested_size(bytes)
+            .map_err(|error| failure(FailureKind::Conflict, error))?;
+        mem.config_changed()
+            .map_err(|error| failure(FailureKind::Host, error))?;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn stats(&self) -> Result<Reply, Failure> {
+        let layout = match &self.vm {
+            Vm::Paused(machine) => machine.ram().layout(),
+            Vm::Running(running) => running.ram().layout(),
+            _ => RamLayout { boot: 0, hotplug: 0 },
+        };
+        let mem = lock(&self.devices()?.mem);
+        Ok(Reply::Stats(VmStats {
+            boot_bytes: layout.boot,
+            region_bytes: layout.hotplug,
+            requested_bytes: mem.device().requested_size(),
+            plugged_bytes: mem.device().plugged_size(),
+        }))
+    }
+}

@@ -1,0 +1,82 @@
+//! Writing a machine at rest to files, and sealing what its disk became.
+
+use std::path::Path;
+
+use spore_snapshot::checkpoint::{MEMORY_FILE, MemoryWriter, STATE_FILE, write_state};
+
+use super::{Server, Vm, cannot, failure};
+use crate::device_set::{DeviceSet, lock};
+use crate::hotplug::run_of;
+use crate::layout::MIB;
+use crate::machine::write_memory;
+use crate::process::message::{Failure, FailureKind, Reply, Saved};
+use crate::ram::PluggedRun;
+use crate::vcpu::cpuid;
+
+impl Server {
+    /// Writes the template's memory and state. It stays a template.
+    pub(super) fn save(&self, directory: &Path) -> Result<Reply, Failure> {
+        let Vm::Template(template, disk) = &self.vm else {
+            return Err(cannot("save", &self.vm));
+        };
+        let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Host, error);
+        let (state, plugged) = (template.state(), template.plugged());
+        let payload = postcard::to_stdvec(state).map_err(|error| refused(&error))?;
+        let mut writer = MemoryWriter::create(&directory.join(MEMORY_FILE), state.ram.span())
+            .map_err(|error| refused(&error))?;
+        writer.expect_bytes(resident_bytes());
+        write_memory(template.ram(), plugged, &mut writer).map_err(|error| refused(&error))?;
+        let memory = writer.finish().map_err(|error| refused(&error))?.into_record();
+        let state_record =
+            write_state(&directory.join(STATE_FILE), &payload).map_err(|error| refused(&error))?;
+        Ok(Reply::Saved(Box::new(Saved {
+            memory,
+            state: state_record.into_record(),
+            disk_bytes: disk.bytes(),
+            vcpus: u32::try_from(state.vcpus.len()).unwrap_or(u32::MAX),
+            memory_bytes: state.ram.boot + plugged.iter().map(|(_, bytes)| bytes).sum::<u64>(),
+            cpu_features: state
+                .vcpus
+                .first()
+                .map(|vcpu| cpuid::feature_words(vcpu.cpuid()))
+                .unwrap_or_default(),
+        })))
+    }
+
+    pub(super) fn seal_frozen(&self) -> Result<Reply, Failure> {
+        let Some(disk) = &self.disk else {
+            return Err(failure(FailureKind::Disk, "there is no disk"));
+        };
+        let layers = disk
+            .seal_frozen()
+            .map_err(|error| failure(FailureKind::Disk, error))?;
+        Ok(Reply::Sealed(layers))
+    }
+
+    pub(super) fn seal_disk(&self) -> Result<Reply, Failure> {
+        match (&self.vm, &self.disk) {
+            (Vm::Over(_), Some(disk)) => {
+                let layers = disk
+                    .seal_for_good()
+                    .map_err(|error| failure(FailureKind::Disk, error))?;
+                Ok(Reply::Sealed(layers))
+            }
+            (vm, _) => Err(cannot("seal the disk", vm)),
+        }
+    }
+}
+
+pub(super) fn plugged_runs(devices: &DeviceSet) -> Vec<PluggedRun> {
+    lock(&devices.mem).device().plugged_ranges().map(run_of).collect()
+}
+
+/// Resident memory of this process, a bound on what a save writes; at least a MiB when it cannot be read.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    pages.saturating_mul(4096).max(MIB)
+}
