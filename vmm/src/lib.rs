@@ -2,7 +2,8 @@
 //!
 //! The floors inside: [`layout`], [`ram`], [`kvm`] at the bottom; [`memslots`], [`hotplug`],
 //! [`vcpu`], [`boot`], [`acpi`], [`irq`] on them; [`device_set`], [`bus`], [`io`] above; [`machine`]
-//! puts one together and pauses, saves and restores it.
+//! puts one together and pauses, saves and restores it. [`process`] is the VM process, [`guest`] a VM with its disks
+//! and its agent, and [`pool`] keeps forks of them ready.
 
 pub mod acpi;
 pub mod boot;
@@ -22,6 +23,7 @@ pub mod layout;
 pub mod machine;
 pub mod memslots;
 pub mod pagemap;
+pub mod pool;
 pub mod process;
 pub mod ram;
 pub mod random;

@@ -25,7 +25,7 @@ pub use checkpoint::CheckpointPlan;
 pub use launch::{ColdBoot, cmdline, default_max_mb};
 pub use live_fork::{LiveFork, SplitTimes};
 pub use resize::{Granted, ResizeError, Shortfall};
-pub use template::{ForkTimes, Shell, Template, Unarmed};
+pub use template::{ForkTimes, Shell, Template, Unarmed, Watch};
 
 use crate::clock::Trace;
 use crate::exit::Ended;

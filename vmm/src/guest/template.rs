@@ -37,7 +37,7 @@ pub struct Template {
     disk_layers: Vec<Digest>,
     floor_mb: u32,
     max_mb: u32,
-    files: Vec<(PathBuf, Stamp)>,
+    files: Watch,
     wake_set: Option<WakeSet>,
 }
 
@@ -53,6 +53,20 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
         file.mtime(),
         file.mtime_nsec(),
     ))
+}
+
+/// The files a template was loaded from, as they were then. A template whose checkpoint was deleted or changed could
+/// still be forked, but must not be: nobody checked what its forks would read.
+#[derive(Clone, Debug)]
+pub struct Watch(Vec<(PathBuf, Stamp)>);
+
+impl Watch {
+    /// Whether they are as they were.
+    pub fn is_current(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(path, loaded)| stamp(path).is_ok_and(|now| now == *loaded))
+    }
 }
 
 /// A fork that has everything but an identity: one step short of running.
@@ -83,7 +97,7 @@ impl Template {
             disk_layers,
             floor_mb: checkpoint.manifest.floor_mb,
             max_mb: u32::try_from(checkpoint.manifest.memory.span_bytes >> 20).unwrap_or(u32::MAX),
-            files,
+            files: Watch(files),
             wake_set: None,
         })
     }
@@ -108,12 +122,9 @@ impl Template {
         self.vm.pid()
     }
 
-    /// Whether the checkpoint's files are still those that were checked and loaded. A template whose checkpoint was
-    /// deleted is not current, although it could be forked.
-    pub fn is_current(&self) -> bool {
-        self.files
-            .iter()
-            .all(|(path, loaded)| stamp(path).is_ok_and(|now| now == *loaded))
+    /// What tells whether the checkpoint's files are still those that were checked and loaded.
+    pub fn watch(&self) -> Watch {
+        self.files.clone()
     }
 
     /// The pages that waking touches, once a fork has shown them: see [`Template::learn`].
@@ -199,9 +210,9 @@ impl Shell {
         self.guest.pid()
     }
 
-    /// Whether its process has ended.
-    pub fn is_gone(&mut self) -> bool {
-        self.guest.vm.is_gone()
+    /// Ends it without waiting for that.
+    pub fn kill(&self) {
+        self.guest.kill();
     }
 }
 

@@ -1,0 +1,422 @@
+//! Templates and shells kept ready, within a budget.
+//!
+//! Whoever wants a fork asks the [`Pool`]. It loads a checkpoint's template once and keeps it until others are wanted
+//! more (least recently used goes first). For templates that are in use it keeps **shells**, forks armed one step short
+//! of running; a thread of its own makes them, and makes none while anyone waits for a fork. A shell that is taken is a
+//! pool hit ([`Origin::Shell`]), anything else a miss ([`Origin::Fork`]): the two are never confused.
+//!
+//! A template whose checkpoint was deleted or changed is dropped with its shells when it is next asked for. One whose
+//! process died is loaded again. Guests are destroyed off the path: [`Pool::destroy`] ends them at once, and a thread
+//! waits for the kernel to take them apart.
+
+mod entry;
+mod reaper;
+mod refill;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use spore_snapshot::CheckpointId;
+use spore_snapshot::store::Store;
+
+use crate::clock::monotonic_ns;
+use crate::guest::{Guest, GuestError, Shell, Template};
+use crate::machine::Identity;
+use crate::process::VmError;
+use entry::Entry;
+use reaper::Reaper;
+
+/// What a pool may keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Templates at once; at least 1.
+    pub templates: usize,
+    /// Shells of one template.
+    pub shells_per_template: usize,
+    /// Shells of all templates together.
+    pub shells: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            templates: 8,
+            shells_per_template: 4,
+            shells: 16,
+        }
+    }
+}
+
+/// Where a fork came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A shell that was ready: a pool hit.
+    Shell,
+    /// A fork of the template made then: a pool miss.
+    Fork,
+}
+
+/// A running fork.
+pub struct Forked {
+    /// The guest.
+    pub guest: Guest,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// What is in a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PoolStats {
+    /// Templates that are loaded.
+    pub templates: usize,
+    /// Shells that are ready.
+    pub shells: usize,
+}
+
+/// Templates and shells kept ready.
+pub struct Pool {
+    shared: Arc<Shared>,
+    refiller: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: Store,
+    budget: Budget,
+    inner: Mutex<Inner>,
+    /// Something for the refilling thread to look at.
+    wanted: Condvar,
+    /// A template was loaded, or could not be.
+    loaded: Condvar,
+    reaper: Reaper,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: BTreeMap<CheckpointId, Entry>,
+    /// Forks that are being made for somebody who waits.
+    waiting: usize,
+    /// Counts uses; the entry with the least is the least recently used.
+    uses: u64,
+    closing: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts whoever waits for a fork, for as long as it lives.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.lock().waiting += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+        self.0.wanted.notify_all();
+    }
+}
+
+impl Pool {
+    /// A pool over a store.
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn new(store: Store, budget: Budget) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            store,
+            budget,
+            inner: Mutex::default(),
+            wanted: Condvar::new(),
+            loaded: Condvar::new(),
+            reaper: Reaper::start()?,
+        });
+        let refilled = shared.clone();
+        let refiller = std::thread::Builder::new()
+            .name("refill".into())
+            .spawn(move || refill::run(&refilled))?;
+        Ok(Self {
+            shared,
+            refiller: Some(refiller),
+        })
+    }
+
+    /// A running fork of a checkpoint, from a shell if there is one. Its times count from this call.
+    ///
+    /// # Errors
+    /// [`GuestError`]. A shell whose process died is no error: there is another way to a fork.
+    pub fn fork(&self, id: &CheckpointId, identity: &Identity) -> Result<Forked, GuestError> {
+        let asked = monotonic_ns();
+        let _waiting = Waiting::new(&self.shared);
+        while let Some(shell) = self.take_shell(id) {
+            match shell.claim(identity, asked) {
+                Err(GuestError::Vm(VmError::Gone { .. } | VmError::Control(_))) => {}
+                result => {
+                    return result.map(|guest| Forked {
+                        guest,
+                        origin: Origin::Shell,
+                    });
+                }
+            }
+        }
+        self.fork_template(id, identity, asked)
+    }
+
+    /// A running fork of a checkpoint's template, even if there are shells.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn fork_without_shell(&self, id: &CheckpointId, identity: &Identity) -> Result<Forked, GuestError> {
+        let asked = monotonic_ns();
+        let _waiting = Waiting::new(&self.shared);
+        self.fork_template(id, identity, asked)
+    }
+
+    fn fork_template(
+        &self,
+        id: &CheckpointId,
+        identity: &Identity,
+        asked: u64,
+    ) -> Result<Forked, GuestError> {
+        let mut template = self.template(id)?;
+        let forked = lock(&template).split_off(&self.shared.store);
+        let unarmed = match forked {
+            // It died since it was last used: a new one takes its place, once.
+            Err(GuestError::Vm(VmError::Gone { .. } | VmError::Control(_))) => {
+                self.forget_if(id, &template);
+                template = self.template(id)?;
+                lock(&template).split_off(&self.shared.store)?
+            }
+            result => result?,
+        };
+        let mut guest = unarmed.arm()?.claim(identity, asked)?;
+        self.learn(id, &template, &mut guest);
+        Ok(Forked {
+            guest,
+            origin: Origin::Fork,
+        })
+    }
+
+    /// The first fork shows what all others touch when they wake.
+    fn learn(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>, guest: &mut Guest) {
+        let mut locked = lock(template);
+        if locked.wake_set().is_none()
+            && let Err(error) = locked.learn(guest)
+        {
+            // Shells are made all the same; waking them takes longer.
+            tracing::info!(%error, "the pages that waking touches could not be recorded");
+        }
+        drop(locked);
+        let mut inner = self.shared.lock();
+        if let Some(entry) = inner.entries.get_mut(id)
+            && entry.is_of(template)
+        {
+            (entry.learned, entry.failing) = (true, false);
+        }
+    }
+
+    /// Loads the template of a checkpoint and has `shells` shells of it ready when this returns, within the budget.
+    /// Says how many there are.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn warm(&self, id: &CheckpointId, shells: usize) -> Result<usize, GuestError> {
+        let template = self.template(id)?;
+        if lock(&template).wake_set().is_none() {
+            // The first fork shows what the others will touch.
+            let forked = self.fork_without_shell(id, &Identity::default())?;
+            self.destroy(forked.guest);
+        }
+        loop {
+            let have = {
+                let inner = self.shared.lock();
+                let all: usize = inner.entries.values().map(|entry| entry.shells.len()).sum();
+                let have = inner.entries.get(id).map_or(0, |entry| entry.shells.len());
+                if have >= shells.min(self.shared.budget.shells_per_template)
+                    || all >= self.shared.budget.shells
+                {
+                    return Ok(have);
+                }
+                have
+            };
+            let shell = lock(&template).split_off(&self.shared.store)?.arm()?;
+            let mut inner = self.shared.lock();
+            match inner.entries.get_mut(id) {
+                Some(entry) if entry.is_of(&template) => entry.shells.push_back(shell),
+                // It was dropped meanwhile.
+                _ => {
+                    drop(inner);
+                    self.shared.reaper.shell(shell);
+                    return Ok(have);
+                }
+            }
+        }
+    }
+
+    /// Ends a guest at once. The kernel takes it apart in the background.
+    pub fn destroy(&self, guest: Guest) {
+        self.shared.reaper.guest(guest);
+    }
+
+    /// Waits until everything that was to be destroyed is gone.
+    pub fn settle(&self) {
+        self.shared.reaper.settle();
+    }
+
+    /// Drops a checkpoint's template and shells, if there are any. Forks that run go on.
+    pub fn forget(&self, id: &CheckpointId) {
+        let entry = self.shared.lock().entries.remove(id);
+        if let Some(entry) = entry {
+            entry.discard(&self.shared.reaper);
+        }
+    }
+
+    /// What is in it now.
+    pub fn stats(&self) -> PoolStats {
+        let inner = self.shared.lock();
+        PoolStats {
+            templates: inner
+                .entries
+                .values()
+                .filter(|entry| entry.template.is_some())
+                .count(),
+            shells: inner.entries.values().map(|entry| entry.shells.len()).sum(),
+        }
+    }
+
+    /// The process of a checkpoint's template, if it is loaded.
+    pub fn template_pid(&self, id: &CheckpointId) -> Option<u32> {
+        let template = self.shared.lock().entries.get(id)?.template.clone()?;
+        Some(lock(&template).pid())
+    }
+
+    fn forget_if(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>) {
+        let mut inner = self.shared.lock();
+        if inner.entries.get(id).is_some_and(|entry| entry.is_of(template))
+            && let Some(entry) = inner.entries.remove(id)
+        {
+            drop(inner);
+            entry.discard(&self.shared.reaper);
+        }
+    }
+
+    fn take_shell(&self, id: &CheckpointId) -> Option<Shell> {
+        let mut inner = self.shared.lock();
+        inner.uses += 1;
+        let uses = inner.uses;
+        let entry = inner.entries.get_mut(id)?;
+        entry.used = uses;
+        if !entry.is_current() {
+            let entry = inner.entries.remove(id)?;
+            drop(inner);
+            entry.discard(&self.shared.reaper);
+            return None;
+        }
+        entry.shells.pop_front()
+    }
+
+    /// The template of a checkpoint, loaded if it is not. Who comes while it is being loaded waits for it.
+    fn template(&self, id: &CheckpointId) -> Result<Arc<Mutex<Template>>, GuestError> {
+        let shared = &*self.shared;
+        let mut inner = shared.lock();
+        loop {
+            inner.uses += 1;
+            let uses = inner.uses;
+            match inner.entries.get_mut(id) {
+                Some(entry) if entry.is_current() => {
+                    entry.used = uses;
+                    if let Some(template) = &entry.template {
+                        return Ok(template.clone());
+                    }
+                    // Somebody loads it.
+                    inner = shared.loaded.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(_) => {
+                    if let Some(entry) = inner.entries.remove(id) {
+                        drop(inner);
+                        entry.discard(&shared.reaper);
+                        inner = shared.lock();
+                    }
+                }
+                None => {
+                    inner.entries.insert(*id, Entry::loading(uses));
+                    break;
+                }
+            }
+        }
+        drop(inner);
+        let checkpoint = shared.store.open_checkpoint(id).map_err(GuestError::from);
+        let loaded = checkpoint.and_then(|checkpoint| Template::load(&shared.store, &checkpoint));
+        let mut inner = shared.lock();
+        let result = match loaded {
+            Ok(template) => {
+                let (current, template) = (template.watch(), Arc::new(Mutex::new(template)));
+                if let Some(entry) = inner.entries.get_mut(id) {
+                    entry.loaded(template.clone(), current);
+                }
+                Ok(template)
+            }
+            Err(error) => {
+                inner.entries.remove(id);
+                Err(error)
+            }
+        };
+        let surplus = inner.surplus(shared.budget.templates.max(1), id);
+        drop(inner);
+        shared.loaded.notify_all();
+        shared.wanted.notify_all();
+        for entry in surplus {
+            entry.discard(&shared.reaper);
+        }
+        result
+    }
+}
+
+impl Inner {
+    /// Takes out what is over the budget, the least recently used first, but not `keep`.
+    fn surplus(&mut self, templates: usize, keep: &CheckpointId) -> Vec<Entry> {
+        let mut surplus = Vec::new();
+        while self.entries.len() > templates {
+            let idle = self
+                .entries
+                .iter()
+                .filter(|(id, entry)| *id != keep && entry.template.is_some());
+            let Some(id) = idle.min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id) else {
+                break;
+            };
+            surplus.extend(self.entries.remove(&id));
+        }
+        surplus
+    }
+}
+
+fn lock(template: &Mutex<Template>) -> MutexGuard<'_, Template> {
+    template.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let entries = {
+            let mut inner = self.shared.lock();
+            inner.closing = true;
+            std::mem::take(&mut inner.entries)
+        };
+        self.shared.wanted.notify_all();
+        for entry in entries.into_values() {
+            entry.discard(&self.shared.reaper);
+        }
+        if let Some(refiller) = self.refiller.take() {
+            // It does not panic; if it did, it refills no more.
+            let _ = refiller.join();
+        }
+        self.shared.reaper.settle();
+    }
+}
