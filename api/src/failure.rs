@@ -6,6 +6,8 @@ use spore_builder::{BuildError, ErrorCode};
 use spore_snapshot::store::StoreError;
 use spore_vmm::guest::{GuestError, ResizeError};
 
+use crate::demo::DemoError;
+
 /// A failure of `spore` itself. Commands in guests have exit codes of their own.
 #[derive(Debug)]
 pub struct Failure {
@@ -104,6 +106,18 @@ impl From<GuestError> for Failure {
             code,
             message: error.to_string(),
             exit: FAILED,
+        }
+    }
+}
+
+impl From<DemoError> for Failure {
+    fn from(error: DemoError) -> Self {
+        match error {
+            DemoError::Build(error) => error.into(),
+            DemoError::Host(error) => error.into(),
+            DemoError::Store(error) => error.into(),
+            DemoError::Busy(_) | DemoError::NotOurs(_) => Self::refused("conflict", error.to_string()),
+            DemoError::File { .. } | DemoError::Recipe(_) => Self::internal(error),
         }
     }
 }

@@ -49,7 +49,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn layout(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+/// Rows under a header as lines, columns aligned.
+pub fn layout(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let widths: Vec<usize> = (0..header.len())
         .map(|column| {
             let cells = rows

@@ -2,16 +2,19 @@
 
 use std::process::ExitCode;
 
-use super::{host, print_json};
+use super::{cache_dir, data_dir, print_json};
 use crate::cli::{Demo, Global};
-use crate::demo::{self, DemoOptions};
+use crate::demo::{self, Place};
 use crate::failure::Failure;
 
 /// Runs the demonstration; its exit code says whether every proof held.
 pub fn run(global: &Global, args: &Demo) -> Result<ExitCode, Failure> {
-    let host = host(global)?;
-    let options = DemoOptions { full: args.full };
-    let report = demo::run(&host, &options, &mut |line| eprintln!("{line}")).map_err(Failure::internal)?;
+    let place = Place {
+        data: &data_dir(global)?,
+        cache: &cache_dir(global)?,
+        kernel: global.kernel.as_deref(),
+    };
+    let report = demo::run(place, args.full, &mut |line| eprintln!("{line}"))?;
     if global.json {
         print_json(&serde_json::to_value(&report).map_err(Failure::internal)?);
     } else {

@@ -1,6 +1,7 @@
 //! The commands.
 
 mod build;
+mod demo;
 mod doctor;
 mod image;
 mod run;
@@ -20,7 +21,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Images => image::list(&cli.global),
         Command::Image(args) => image::run(&cli.global, args),
         Command::Run(args) => run::run(&cli.global, args),
-        Command::Demo(_) => Err(Failure::internal("not built yet")),
+        Command::Demo(args) => demo::run(&cli.global, args),
         Command::Doctor => doctor::run(&cli.global),
     }
 }
