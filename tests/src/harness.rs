@@ -32,12 +32,13 @@ pub fn run(tests: Vec<Test>, last: Test) -> ExitCode {
         return libtest_mimic::run(&arguments, all.collect()).exit_code();
     }
     data::begin();
-    // SAFETY: no other thread runs yet that could read the environment meanwhile.
-    unsafe { std::env::set_var("SPORE_VM", host::vm_program()) };
+    // Before the variable below is ours: whoever runs the tests may have named another program by it.
     let ready = match host::no_kvm() {
         Some(_) => Ok(()),
         None => host::pin(),
     };
+    // SAFETY: no other thread runs yet that could read the environment meanwhile.
+    unsafe { std::env::set_var("SPORE_VM", host::vm_program()) };
     let trials = tests.into_iter().map(|test| trial(test, ready.clone()));
     let tested = libtest_mimic::run(&arguments, trials.collect());
     let unfiltered = Arguments {
