@@ -10,6 +10,7 @@ use spore_snapshot::store::{CheckpointMeta, Store};
 
 use super::{Guest, GuestError};
 use crate::layout::MIB;
+use crate::machine::Identity;
 
 /// What is said of a checkpoint beside what the machine knows.
 #[derive(Clone, Debug)]
@@ -53,7 +54,7 @@ impl Guest {
         let next = self.overlay(self.overlays);
         let saved = self.vm.save(&writer.directory(), &next);
         // The guest goes on whatever came of it.
-        let resumed = self.vm.resume("");
+        let resumed = self.vm.resume(&Identity::default());
         let saved = saved?;
         resumed?;
         self.adopt(store, saved.layers)?;

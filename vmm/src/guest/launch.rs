@@ -1,5 +1,6 @@
 //! Making guests: by cold boot, or as a fork of a checkpoint.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::{Guest, GuestError};
 use crate::disk::{DiskSpec, LayerFile};
 use crate::kvm::KvmKind;
 use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
+use crate::machine::Identity;
 use crate::process::{BootSpec, RestoreSpec, VmError, VmHandle, Woke};
 use crate::random;
 
@@ -109,6 +111,19 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub fn fork(store: &Store, checkpoint: &Checkpoint) -> Result<Self, GuestError> {
+        Self::fork_with(store, checkpoint, BTreeMap::new())
+    }
+
+    /// A fork of a checkpoint in which everything is run with this environment, over the image's
+    /// defaults; it is running when this returns.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn fork_with(
+        store: &Store,
+        checkpoint: &Checkpoint,
+        env: BTreeMap<String, String>,
+    ) -> Result<Self, GuestError> {
         let started = Instant::now();
         let refused = |why: &str| GuestError::Checkpoint {
             id: checkpoint.id.to_string(),
@@ -141,13 +156,15 @@ impl Guest {
         };
         guest.vm.restore(spec)?;
         times.prepared = started.elapsed();
-        let hostname = guest.id().to_owned();
-        guest.vm.resume(&hostname)?;
+        guest.vm.resume(&Identity {
+            hostname: guest.id().to_owned(),
+            env,
+        })?;
         times.resumed = started.elapsed();
         let woke = guest.vm.await_ready(READY_LIMIT)?;
-        guest.check_awake(woke)?;
         times.woke = woke.woke_us.map(|us| times.prepared + Duration::from_micros(us));
-        times.ready = woke.ready_us.map(|_| started.elapsed());
+        times.ready = woke.ready_us.map(|us| times.prepared + Duration::from_micros(us));
+        guest.check_awake(woke)?;
         guest.times = times;
         Ok(guest)
     }
@@ -158,6 +175,7 @@ impl Guest {
             (false, ..) | (true, Some(_), None) => Ok(()),
             (true, _, Some(repair)) => Err(GuestError::Identity {
                 repair,
+                why: woke.why,
                 console: self.console_tail(),
             }),
             (true, None, None) => match self.vm.wait_end(Duration::from_millis(1))? {

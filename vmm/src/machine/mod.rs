@@ -22,6 +22,7 @@ pub use image::ImageError;
 pub use parts::Attachments;
 pub use running::Running;
 pub use state::MachineState;
+pub use wake::Identity;
 
 use crate::boot::BootError;
 use crate::bus::Bus;
@@ -77,6 +78,9 @@ pub enum MachineError {
         /// Why.
         why: String,
     },
+    /// A fork cannot be what it is asked to be.
+    #[error("the fork cannot be told who it is: {0}")]
+    Identity(String),
     /// A bad number of vCPUs.
     #[error("{0} vCPUs: a machine has 1 to {MAX_VCPUS}")]
     VcpuCount(usize),

@@ -13,6 +13,7 @@ use super::message::{
 };
 use crate::console;
 use crate::exit::Ended;
+use crate::machine::Identity;
 
 /// How long a VM process may take to answer a request that does no bulk work.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -151,14 +152,13 @@ impl VmHandle {
         self.done(&Request::Restore(spec))
     }
 
-    /// Lets the machine run. One that was saved at its fork port wakes with this host name (empty:
-    /// the one it has).
+    /// Lets the machine run. One that was saved at its fork port wakes as `identity`.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn resume(&mut self, hostname: &str) -> Result<(), VmError> {
+    pub fn resume(&mut self, identity: &Identity) -> Result<(), VmError> {
         self.done(&Request::Resume {
-            hostname: hostname.to_owned(),
+            identity: identity.clone(),
         })
     }
 

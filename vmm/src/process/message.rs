@@ -10,6 +10,7 @@ use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
 use crate::disk::DiskSpec;
 use crate::exit::Ended;
+use crate::machine::Identity;
 
 /// Largest message, in bytes.
 const MAX_MESSAGE: u32 = 16 << 20;
@@ -22,10 +23,10 @@ pub enum Request {
     Boot(BootSpec),
     /// Make a machine from a checkpoint; it stands still.
     Restore(RestoreSpec),
-    /// Let it run. A machine that was saved at its fork port wakes with this host name.
+    /// Let it run. A machine that was saved at its fork port wakes as this.
     Resume {
-        /// Empty: the one it has.
-        hostname: String,
+        /// Who it is to be.
+        identity: Identity,
     },
     /// Want the guest's next visit to its fork port to be a stop.
     ArmForkPort,
@@ -156,7 +157,7 @@ pub struct VmStats {
 }
 
 /// What a fork reported at its fork port; times in microseconds since it was let run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Woke {
     /// The machine was saved at its fork port; everything else is absent if not.
@@ -167,6 +168,8 @@ pub struct Woke {
     pub ready_us: Option<u64>,
     /// The repair that failed.
     pub failed: Option<Repair>,
+    /// Why, in the guest's words; empty if it did not say.
+    pub why: String,
 }
 
 /// Why a request failed.

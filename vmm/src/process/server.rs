@@ -20,7 +20,7 @@ use crate::disk::{self, SharedOverlay};
 use crate::exit::Ended;
 use crate::hotplug::run_of;
 use crate::layout::MIB;
-use crate::machine::{Attachments, BootConfig, Machine, MachineError, MachineState, Running};
+use crate::machine::{Attachments, BootConfig, Identity, Machine, MachineError, MachineState, Running};
 use crate::ram::{PluggedRun, RamLayout};
 use crate::socket;
 use crate::vcpu::cpuid;
@@ -142,7 +142,7 @@ impl Server {
         match request {
             Request::Boot(spec) => self.boot(spec),
             Request::Restore(spec) => self.restore(spec),
-            Request::Resume { hostname } => self.resume(&hostname),
+            Request::Resume { identity } => self.resume(&identity),
             Request::ArmForkPort => self.arm_fork_port(),
             Request::PauseAtForkPort(millis) => self.pause_at_fork_port(Duration::from_millis(millis)),
             Request::AwaitReady(millis) => self.await_ready(Duration::from_millis(millis)),
@@ -223,11 +223,11 @@ impl Server {
         Ok(Reply::Done)
     }
 
-    fn resume(&mut self, hostname: &str) -> Result<Reply, Failure> {
+    fn resume(&mut self, identity: &Identity) -> Result<Reply, Failure> {
         let started = Instant::now();
         match std::mem::replace(&mut self.vm, Vm::None) {
             Vm::Paused(machine) => {
-                machine.write_mailbox(hostname).map_err(from_machine)?;
+                machine.write_mailbox(identity).map_err(from_machine)?;
                 self.resumed = started;
                 self.vm = Vm::Running(machine.run().map_err(from_machine)?);
                 Ok(Reply::Done)
@@ -297,11 +297,13 @@ impl Server {
         }
         let report = running.await_ready(limit);
         let since = |at: Instant| u64::try_from((at - self.resumed).as_micros()).unwrap_or(u64::MAX);
+        let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
         Ok(Reply::Woke(Woke {
             at_port: true,
             woke_us: report.woke.map(since),
             ready_us: report.ready.map(|(at, _)| since(at)),
-            failed: report.ready.and_then(|(_, value)| Repair::from_register(value)),
+            failed,
+            why: failed.map(|_| running.why_not_ready()).unwrap_or_default(),
         }))
     }
 
