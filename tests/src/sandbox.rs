@@ -45,6 +45,14 @@ impl Sandbox {
         Self::new(Guest::fork(store, &checkpoint).unwrap())
     }
 
+    /// A fork of a checkpoint that has this environment.
+    pub fn fork_with(store: &Store, checkpoint: &CheckpointId, env: &[(&str, &str)]) -> Self {
+        let checkpoint = store.open_checkpoint(checkpoint).unwrap();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let env = env.iter().map(owned).collect();
+        Self::new(Guest::fork_with(store, &checkpoint, env).unwrap())
+    }
+
     /// Of a guest that runs.
     pub fn new(mut guest: Guest) -> Self {
         let agent = connect(&mut guest);
