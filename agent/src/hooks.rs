@@ -259,13 +259,10 @@ mod tests {
             "echo begun; sleep 1234 & sleep 1234; echo not reached",
         );
         let started = Instant::now();
-        let (ended, said) = run_all(&directory, Duration::from_millis(900));
+        let (ended, said) = run_all(&directory, Duration::from_secs(3));
         let took = started.elapsed();
-        assert_eq!(
-            ended.unwrap_err(),
-            "2 was killed: all hooks together may take 900ms"
-        );
+        assert_eq!(ended.unwrap_err(), "2 was killed: all hooks together may take 3s");
         assert_eq!(said, "begun\n");
-        assert!((900..5000).contains(&took.as_millis()), "{took:?}");
+        assert!((3..20).contains(&took.as_secs()), "{took:?}");
     }
 }
