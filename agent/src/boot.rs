@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::views::Views;
+
 /// The most descriptors a process of the guest may ask for; what it has without asking stays
 /// small, because some programs close them all one by one.
 const MAX_DESCRIPTORS: u64 = 524_288;
@@ -72,7 +74,7 @@ const MOUNTS: [Mount; 7] = [
 ];
 
 /// Brings the system up. Call once, before any other thread exists.
-pub fn boot() {
+pub fn boot() -> Views {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     for wanted in &MOUNTS {
         complain(wanted.place, mount_one(wanted));
@@ -102,19 +104,20 @@ pub fn boot() {
     }
     complain("remount /", make_root_writable());
     complain("hostname", set_hostname());
+    let views = Views::mount();
+    complain("machine id", views.machine_id.as_ref());
+    complain("boot id", views.boot_id.as_ref());
     complain("loopback", loopback_up());
     let soft = getrlimit(Resource::Nofile).current;
     let limit = Rlimit {
         current: soft,
         maximum: Some(MAX_DESCRIPTORS),
     };
-    complain(
-        "descriptor limit",
-        setrlimit(Resource::Nofile, limit).map_err(Into::into),
-    );
+    complain("descriptor limit", setrlimit(Resource::Nofile, limit));
+    views
 }
 
-fn complain(what: &str, result: io::Result<()>) {
+fn complain<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) {
     if let Err(error) = result {
         eprintln!("spore-agent: {what}: {error}");
     }

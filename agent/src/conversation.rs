@@ -17,6 +17,7 @@ use crate::fork_port::ForkPort;
 use crate::power::{self, Ending};
 use crate::reaper::Reaper;
 use crate::status::{self, OomCounter};
+use crate::views::Views;
 use crate::{BUILD, files, integrity};
 
 /// What all connections share.
@@ -32,6 +33,8 @@ pub struct Agent {
     boot_nonce: [u8; 16],
     /// Whether the machine is ours.
     is_init: bool,
+    /// Files that say which machine this is.
+    pub views: Views,
     /// Opened at the first sleep.
     fork_port: OnceLock<ForkPort>,
 }
@@ -152,13 +155,14 @@ impl Buffers {
 
 impl Agent {
     /// The agent of this process; `is_init` if the machine is ours.
-    pub fn new(defaults: Defaults, is_init: bool) -> Self {
+    pub fn new(defaults: Defaults, views: Views, is_init: bool) -> Self {
         Self {
             reaper: Reaper::default(),
             defaults,
             oom: OomCounter::default(),
             boot_nonce: status::draw_nonce(),
             is_init,
+            views,
             fork_port: OnceLock::new(),
         }
     }
@@ -258,7 +262,7 @@ impl Agent {
         // asleep it sends nothing.
         buffers.scratch.resize(1, 0);
         while matches!((&*connection).read(&mut buffers.scratch), Ok(1..)) {}
-        port.sleep();
+        port.sleep(self);
         Err(Over::Gone)
     }
 

@@ -1,4 +1,5 @@
-//! What every exec starts from: a small JSON file, read once and kept.
+//! What every exec starts from: a small JSON file, read once and kept, and over it what this fork was
+//! given, which is kept in memory only: it goes on into forks of the fork, and into no image.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,25 @@ use crate::sys::lock;
 #[derive(Debug)]
 pub struct Defaults {
     file: PathBuf,
-    current: Mutex<Arc<ExecDefaults>>,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    /// As the file has them.
+    image: Arc<ExecDefaults>,
+    /// What this fork was given.
+    fork: BTreeMap<String, String>,
+    /// Both.
+    merged: Arc<ExecDefaults>,
+}
+
+impl Current {
+    fn merge(&mut self) {
+        let mut merged = (*self.image).clone();
+        merged.env.extend(self.fork.clone());
+        self.merged = Arc::new(merged);
+    }
 }
 
 impl Defaults {
@@ -36,15 +55,40 @@ impl Defaults {
             eprintln!("spore-agent: {}: {reason}; ignored", file.display());
             ExecDefaults::default()
         });
+        let image = Arc::new(current);
         Self {
             file,
-            current: Mutex::new(Arc::new(current)),
+            current: Mutex::new(Current {
+                merged: Arc::clone(&image),
+                image,
+                fork: BTreeMap::new(),
+            }),
         }
     }
 
-    /// The current defaults.
+    /// The image's defaults.
     pub fn get(&self) -> Arc<ExecDefaults> {
-        Arc::clone(&lock(&self.current))
+        Arc::clone(&lock(&self.current).image)
+    }
+
+    /// What an exec starts from: the image's defaults and over them what this fork was given.
+    pub fn for_exec(&self) -> Arc<ExecDefaults> {
+        Arc::clone(&lock(&self.current).merged)
+    }
+
+    /// Gives this fork an environment, over what the one it is a fork of was given.
+    ///
+    /// # Errors
+    /// When it cannot be one.
+    pub fn give(&self, env: BTreeMap<String, String>) -> Result<(), Failure> {
+        if env.is_empty() {
+            return Ok(());
+        }
+        check_env(&env)?;
+        let mut current = lock(&self.current);
+        current.fork.extend(env);
+        current.merge();
+        Ok(())
     }
 
     /// Replaces them, first on disk, where they are durable when this returns.
@@ -58,7 +102,8 @@ impl Defaults {
         file.write(&json)?;
         file.sync()?;
         file.commit()?;
-        *current = Arc::new(defaults);
+        current.image = Arc::new(defaults);
+        current.merge();
         Ok(())
     }
 }
@@ -111,6 +156,38 @@ mod tests {
         let file = directory.path().join("etc/exec.json");
         Defaults::load(file.clone()).set(sample()).unwrap();
         assert_eq!(*Defaults::load(file).get(), sample());
+    }
+
+    #[test]
+    fn what_a_fork_is_given_goes_over_the_images_defaults_and_on_into_its_forks() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("exec.json");
+        let defaults = Defaults::load(file.clone());
+        let env = |pairs: &[(&str, &str)]| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            pairs.iter().map(owned).collect::<BTreeMap<_, _>>()
+        };
+        defaults.set(sample()).unwrap();
+        defaults.give(env(&[("A", "fork"), ("B", "fork")])).unwrap();
+        defaults
+            .give(env(&[("B", "its fork"), ("C", "its fork")]))
+            .unwrap();
+        assert!(defaults.give(env(&[("A=", "")])).is_err());
+        let expected = env(&[("A", "fork"), ("B", "its fork"), ("C", "its fork")]);
+        assert_eq!(defaults.for_exec().env, expected);
+        assert_eq!(defaults.for_exec().workdir, sample().workdir);
+        // The image's are what they were, in memory and on disk.
+        assert_eq!(*defaults.get(), sample());
+        assert_eq!(*Defaults::load(file).get(), sample());
+        // And may change below it.
+        let changed = ExecDefaults {
+            env: env(&[("A", "2"), ("D", "2")]),
+            workdir: None,
+        };
+        defaults.set(changed).unwrap();
+        assert_eq!(defaults.for_exec().env["A"], "fork");
+        assert_eq!(defaults.for_exec().env["D"], "2");
+        assert_eq!(defaults.for_exec().workdir, None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! It mounts what a Linux system expects ([`boot`]), reaps every orphan ([`reaper`]), and serves
 //! the host's requests on a vsock port ([`serve`], [`conversation`]): running commands
 //! ([`exec`]), files ([`files`]), memory and health ([`status`]), sleeping to be checkpointed and
-//! waking as somebody else ([`fork_port`]).
+//! waking as somebody else ([`fork_port`], [`views`], [`hooks`]).
 //!
 //! It is written for guests in which the kernel is slow: a system call may cost a quarter of a
 //! millisecond and a fresh page more than a whole one. So it has no runtime, no polling, no
@@ -18,12 +18,14 @@ mod defaults;
 mod exec;
 mod files;
 mod fork_port;
+mod hooks;
 mod integrity;
 mod power;
 mod reaper;
 mod serve;
 mod status;
 mod sys;
+mod views;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 
 use crate::conversation::Agent;
 use crate::defaults::Defaults;
+use crate::views::Views;
 
 /// Where the defaults of every exec are kept.
 const DEFAULTS_FILE: &str = "/etc/spore/exec.json";
@@ -56,8 +59,9 @@ fn run_as_init() -> ! {
     sys::tune_memory();
     sys::keep_inherited_descriptors();
     // What is missing after a panic in here, the host will find out from us.
-    let _ = catch_unwind(boot::boot);
-    let agent: &'static Agent = Box::leak(Box::new(Agent::new(Defaults::load(DEFAULTS_FILE.into()), true)));
+    let views = catch_unwind(boot::boot).unwrap_or_default();
+    let defaults = Defaults::load(DEFAULTS_FILE.into());
+    let agent: &'static Agent = Box::leak(Box::new(Agent::new(defaults, views, true)));
     let thread = std::thread::Builder::new()
         .name("listen".to_owned())
         .stack_size(serve::STACK_BYTES);
@@ -110,7 +114,11 @@ fn run_as_process() -> ExitCode {
         eprintln!("spore-agent: /: {error}");
         return ExitCode::FAILURE;
     }
-    let agent: &'static Agent = Box::leak(Box::new(Agent::new(Defaults::load(defaults), false)));
+    let agent: &'static Agent = Box::leak(Box::new(Agent::new(
+        Defaults::load(defaults),
+        Views::default(),
+        false,
+    )));
     serve::forever(agent, Arc::new(listener.into()));
     agent.reaper.run()
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +67,26 @@ pub fn keep_inherited_descriptors() {
 pub fn adopt_orphans() {
     // SAFETY: this prctl takes one integer.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+}
+
+/// Lets this thread go before every ordinary one, or not any more; what it starts is ordinary.
+pub fn go_first(first: bool) {
+    let (policy, priority) = match first {
+        true => (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1),
+        false => (libc::SCHED_OTHER, 0),
+    };
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    // Only a matter of time: who may not do it does without.
+    // SAFETY: the parameter is read during the call; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+}
+
+/// Waits until what was written to a terminal has left it.
+pub fn drain(terminal: BorrowedFd<'_>) {
+    // SAFETY: this call takes a descriptor, which is open.
+    unsafe { libc::tcdrain(terminal.as_raw_fd()) };
 }
 
 /// Listens on a vsock port; if that fails, says so once and tries again every second.

@@ -32,7 +32,7 @@ pub fn run(tests: Vec<Test>, last: Test) -> ExitCode {
         return libtest_mimic::run(&arguments, all.collect()).exit_code();
     }
     data::begin();
-    // Before the name changes: it may name the program that is to be copied.
+    // Before the variable below is ours: whoever runs the tests may have named another program by it.
     let ready = match host::no_kvm() {
         Some(_) => Ok(()),
         None => host::pin(),

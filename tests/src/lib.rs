@@ -3,7 +3,8 @@
 //! A test here does not boot: one image is built for all of them, and each forks it. This crate has what that
 //! takes and nothing of what is tested: [`host`] finds the programs and files of this machine, [`harness`] runs
 //! the tests and looks afterwards that nothing is left, [`data`] is where everything of a run lies, [`left`]
-//! finds processes, sockets and mounts, [`sandbox`] is a guest with its agent.
+//! finds processes, sockets and mounts, [`sandbox`] is a guest with its agent, [`hold`] and [`witness`] are
+//! programs that run in guests.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,3 +18,4 @@ pub mod hold;
 pub mod host;
 pub mod left;
 pub mod sandbox;
+pub mod witness;

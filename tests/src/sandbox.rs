@@ -8,6 +8,7 @@ use spore_protocol::{ExecOutput, ExecRequest};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
 use spore_vmm::guest::{Agent, Guest};
+use spore_vmm::machine::Identity;
 
 /// No test waits longer for one answer.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -43,6 +44,18 @@ impl Sandbox {
     pub fn fork(store: &Store, checkpoint: &CheckpointId) -> Self {
         let checkpoint = store.open_checkpoint(checkpoint).unwrap();
         Self::new(Guest::fork(store, &checkpoint).unwrap())
+    }
+
+    /// A fork of a checkpoint that has this environment.
+    pub fn fork_with(store: &Store, checkpoint: &CheckpointId, env: &[(&str, &str)]) -> Self {
+        let checkpoint = store.open_checkpoint(checkpoint).unwrap();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let env = env.iter().map(owned).collect();
+        let identity = Identity {
+            env,
+            ..Identity::default()
+        };
+        Self::new(Guest::fork_as(store, &checkpoint, &identity).unwrap())
     }
 
     /// Of a guest that runs.

@@ -7,8 +7,9 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use spore_protocol::fork_port::{FORK, MAGIC, MAGIC_VALUE, PAGE_BYTES, READY, REGISTERS, WOKE};
+use spore_protocol::fork_port::{CLOCK, FORK, MAGIC, MAGIC_VALUE, PAGE_BYTES, READY, REGISTERS, WOKE};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::clock::monotonic_ns;
@@ -78,6 +79,10 @@ impl ForkPort {
     /// A guest's read. What is no register reads as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) -> AfterRead {
         data.fill(0);
+        if let (CLOCK, Ok(data)) = (offset, <&mut [u8; 8]>::try_from(&mut *data)) {
+            *data = realtime_ns().to_le_bytes();
+            return AfterRead::GoOn;
+        }
         match (offset, <&mut [u8; 4]>::try_from(data)) {
             (MAGIC, Ok(data)) => *data = MAGIC_VALUE.to_le_bytes(),
             (FORK, Ok(_)) if self.armed.swap(false, Ordering::SeqCst) => {
@@ -106,9 +111,12 @@ impl ForkPort {
                 if report.ready.is_none() {
                     report.ready = Some((monotonic_ns(), value));
                     drop(report);
-                    self.awake.store(true, Ordering::SeqCst);
+                    // One that is not who it should be never hears from anybody.
+                    if value == 0 {
+                        self.awake.store(true, Ordering::SeqCst);
+                        let _ = self.awoken.write(1);
+                    }
                     let _ = self.ready.write(1);
-                    let _ = self.awoken.write(1);
                 }
             }
             _ => {}
@@ -156,6 +164,12 @@ impl ForkPort {
     }
 }
 
+/// The host's `CLOCK_REALTIME`, in nanoseconds since 1970.
+pub fn realtime_ns() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,10 +199,30 @@ mod tests {
         assert!(!port.is_awake());
         port.write(WOKE, &1u32.to_le_bytes());
         assert!(!port.is_awake() && port.reported().woke_ns.is_some());
+        port.write(READY, &0u32.to_le_bytes());
+        port.write(READY, &2u32.to_le_bytes());
+        assert!(port.is_awake() && port.awoken_event().read().is_ok());
+        assert_eq!(port.reported().ready.map(|(_, value)| value), Some(0));
+    }
+
+    #[test]
+    fn a_fork_that_could_not_be_repaired_never_is_awake() {
+        let port = ForkPort::new(true).unwrap();
         port.write(READY, &2u32.to_le_bytes());
         port.write(READY, &0u32.to_le_bytes());
-        assert!(port.is_awake());
+        assert!(!port.is_awake() && port.awoken_event().read().is_err());
+        assert!(port.ready_event().read().is_ok());
         assert_eq!(port.reported().ready.map(|(_, value)| value), Some(2));
+    }
+
+    #[test]
+    fn the_clock_is_the_hosts_at_the_read() {
+        let port = ForkPort::new(true).unwrap();
+        let mut data = [0; 8];
+        let before = realtime_ns();
+        assert_eq!(port.read(CLOCK, &mut data), AfterRead::GoOn);
+        assert!((before..=realtime_ns()).contains(&u64::from_le_bytes(data)));
+        assert_eq!(read(&port, CLOCK).0, 0, "half of it is not readable");
     }
 
     #[test]

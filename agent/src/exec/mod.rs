@@ -6,6 +6,10 @@ mod pump;
 mod session;
 mod spawn;
 
+pub use prepare::prepare;
+pub use session::kill as kill_session;
+pub use spawn::{Stdio, spawn};
+
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind,
 use crate::conversation::{Agent, Buffers, Conn};
 use crate::reaper::Exit;
 use pump::{Ended, Pipes, Pump};
-use spawn::{SpawnError, Stdio};
+use spawn::SpawnError;
 
 /// The host hung up or broke the protocol; there is nobody to tell.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ pub fn run(
     buffers: &mut Buffers,
 ) -> Result<Result<ExecOutcome, Failure>, Gone> {
     let started = Instant::now();
-    let prepared = match prepare::prepare(request, &agent.defaults.get()) {
+    let prepared = match prepare(request, &agent.defaults.for_exec()) {
         Ok(prepared) => prepared,
         Err(failure) => return Ok(Err(failure)),
     };
@@ -57,7 +61,7 @@ pub fn run(
     };
     let wake = buffers.wake()?;
     let oom_before = agent.oom.count();
-    let spawned = agent.reaper.spawn(&wake, || spawn::spawn(&prepared, &child_end));
+    let spawned = agent.reaper.spawn(&wake, || spawn(&prepared, &child_end));
     drop(child_end);
     let child = match spawned {
         Ok(child) => child,

@@ -40,6 +40,15 @@ pub enum SpawnError {
     Exec(io::Error),
 }
 
+impl SpawnError {
+    /// The cause.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Clone(error) | Self::Chdir(error) | Self::Exec(error) => error,
+        }
+    }
+}
+
 /// What the child reads, and where it leaves word of failure.
 struct Plan<'a> {
     candidates: &'a [CString],

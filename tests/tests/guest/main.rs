@@ -7,6 +7,7 @@ mod builds;
 mod damage;
 mod death;
 mod exec;
+mod identity;
 mod image;
 mod left;
 mod memory;
@@ -43,6 +44,18 @@ fn main() -> ExitCode {
         apart:
             sixteen_forks_at_once_do_not_see_each_other,
             nothing_that_forks_do_changes_a_byte_of_the_checkpoint;
+        identity:
+            forks_made_in_the_same_second_draw_different_random_numbers,
+            forks_made_in_the_same_second_have_different_ids_and_names_everywhere_they_show,
+            forks_made_in_the_same_second_have_different_generation_ids_and_their_kernels_know,
+            the_clock_of_a_fork_is_the_hosts_and_no_clock_goes_back,
+            no_id_of_a_machine_gets_onto_its_disk,
+            a_forks_environment_is_what_was_asked_and_goes_on_into_its_forks,
+            an_environment_that_cannot_be_is_refused_before_anything_runs,
+            hooks_run_in_order_before_anyone_can_talk_to_the_fork,
+            a_hook_that_fails_destroys_the_fork_and_is_named,
+            a_hook_that_takes_too_long_destroys_the_fork_and_is_named,
+            a_fork_that_cannot_have_its_own_machine_id_is_destroyed;
         exec:
             standard_output_and_error_are_apart_and_the_exit_code_is_the_commands,
             a_command_that_does_not_exist_exits_with_127,

@@ -59,10 +59,12 @@ pub enum GuestError {
     #[error("the agent: {0}")]
     Agent(#[from] ClientError),
     /// A fork could not become who it should be; it was destroyed.
-    #[error("the fork was destroyed: {repair} failed in it{}", serial(.console))]
+    #[error("the fork was destroyed: {repair} failed in it{}{}", because(.why), serial(.console))]
     Identity {
         /// What failed.
         repair: Repair,
+        /// Why, in the guest's words; empty if it did not say.
+        why: String,
         /// The last lines of the console.
         console: String,
     },
@@ -99,6 +101,14 @@ pub enum GuestError {
     /// Growing or shrinking.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+}
+
+fn because(why: &str) -> String {
+    if why.is_empty() {
+        String::new()
+    } else {
+        format!(": {why}")
+    }
 }
 
 fn seconds(limit: &Duration) -> String {

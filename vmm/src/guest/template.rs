@@ -304,6 +304,7 @@ fn check_awake(guest: &mut Guest, woke: &Woke) -> Result<(), GuestError> {
         (false, ..) | (true, Some(_), None) => Ok(()),
         (true, _, Some(repair)) => Err(GuestError::Identity {
             repair,
+            why: woke.why.clone(),
             console: guest.console_tail(),
         }),
         (true, None, None) => match guest.vm.wait_end(Duration::from_millis(1))? {

@@ -80,6 +80,9 @@ pub enum MachineError {
         /// Why.
         why: String,
     },
+    /// A fork cannot be what it is asked to be.
+    #[error("the fork cannot be told who it is: {0}")]
+    Identity(String),
     /// A bad number of vCPUs.
     #[error("{0} vCPUs: a machine has 1 to {MAX_VCPUS}")]
     VcpuCount(usize),

@@ -184,7 +184,7 @@ impl Running {
     /// Writes who a parked machine is to be into its mailbox. Nothing in one that does not wake at its fork port.
     ///
     /// # Errors
-    /// [`MachineError::Device`] when it does not fit into the mailbox.
+    /// [`MachineError::Identity`] when it cannot be what is asked.
     pub fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
         self.shared.write_mailbox(identity)
     }

@@ -1,50 +1,114 @@
 //! Telling a fork who it is.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use spore_protocol::fork_port::{MAILBOX, Wake};
+use spore_protocol::fork_port::{MAILBOX, PAGE_BYTES, Wake};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
-use super::{MachineError, Shared};
+use super::{MachineError, Running, Shared};
+use crate::fork_port::realtime_ns;
 use crate::random;
 
-/// Who a fork is to be.
+/// How long the hooks of a fork may take, all together.
+const HOOKS_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a fork is told to be, beside what is drawn for it when it is let go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(default, rename_all = "camelCase")]
 pub struct Identity {
-    /// Its host name; empty: the one it has.
+    /// Host name; empty: the one it has.
     pub hostname: String,
-    /// Variables over the image's, for every command in it.
+    /// Environment of everything that is run in it, over the image's defaults.
     pub env: BTreeMap<String, String>,
 }
 
 impl Shared {
-    /// Writes the mailbox of a machine that is about to wake at its fork port: fresh random bytes,
-    /// the time as of now, its host name. Nothing for a machine that was not saved there.
+    /// Writes the mailbox of a machine that is about to wake at its fork port: random bytes and ids
+    /// drawn now, the time as of now, who it is asked to be. Nothing for a machine that was not saved there.
     ///
     /// # Errors
-    /// [`MachineError::Device`] when the name is too long for the mailbox.
+    /// [`MachineError::Identity`] when it cannot be what is asked.
     pub(super) fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
         if self.port.is_awake() {
-            return Ok(());
+            // Nobody reads it; who asked for an environment must not believe that it is there.
+            return match identity.env.is_empty() {
+                true => Ok(()),
+                false => Err(MachineError::Identity(
+                    "it was not saved at its fork port, so it cannot be given an environment".into(),
+                )),
+            };
         }
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wake = Wake {
-            generation: self.generation,
-            entropy: [random::bytes(), random::bytes()],
-            realtime_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
-            hostname: identity.hostname.clone(),
-        };
-        let page = wake.to_page().map_err(|error| MachineError::Device {
-            device: "the fork port",
-            why: error.to_string(),
-        })?;
+        let page = wake(self.generation, identity)
+            .to_page()
+            .map_err(|error| MachineError::Identity(error.to_string()))?;
         self.ram
             .view()
             .memory()
             .write_slice(&page, GuestAddress(MAILBOX))?;
         Ok(())
+    }
+}
+
+impl Running {
+    /// Why a repair failed, in the fork's own words; empty if it did not say.
+    pub fn why_not_ready(&self) -> String {
+        let mut page = [0; PAGE_BYTES];
+        let memory = self.ram().view().memory();
+        match memory.read_slice(&mut page, GuestAddress(MAILBOX)) {
+            Ok(()) => Wake::reason(&page),
+            Err(_) => String::new(),
+        }
+    }
+}
+
+/// What a fork is told. Everything random in it is drawn here, from the host's kernel.
+fn wake(generation: [u8; 16], identity: &Identity) -> Wake {
+    Wake {
+        generation,
+        entropy: [random::bytes(), random::bytes()],
+        realtime_ns: realtime_ns(),
+        hostname: identity.hostname.clone(),
+        machine_id: random::bytes(),
+        boot_id: random::bytes(),
+        env: identity.env.clone(),
+        hooks_limit_ms: u32::try_from(HOOKS_LIMIT.as_millis()).unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn nothing_random_is_drawn_twice_or_before_it_is_asked_for() {
+        let identity = Identity::default();
+        let wakes: Vec<_> = (0..8).map(|_| wake([1; 16], &identity)).collect();
+        let mut drawn = BTreeSet::new();
+        for wake in &wakes {
+            drawn.insert(wake.entropy[0].to_vec());
+            drawn.insert(wake.entropy[1].to_vec());
+            drawn.insert(wake.machine_id.to_vec());
+            drawn.insert(wake.boot_id.to_vec());
+        }
+        assert_eq!(drawn.len(), 8 * 4);
+        assert!(wakes.is_sorted_by_key(|wake| wake.realtime_ns));
+    }
+
+    #[test]
+    fn an_identity_may_leave_out_what_is_not_asked_for() {
+        assert_eq!(
+            serde_json::from_str::<Identity>("{}").unwrap(),
+            Identity::default()
+        );
+        let identity = Identity {
+            hostname: "a".into(),
+            env: BTreeMap::from([("A".into(), "1".into())]),
+        };
+        let json = serde_json::to_string(&identity).unwrap();
+        assert_eq!(serde_json::from_str::<Identity>(&json).unwrap(), identity);
     }
 }

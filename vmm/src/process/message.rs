@@ -210,6 +210,8 @@ pub struct Woke {
     pub ready_ns: Option<u64>,
     /// The repair that failed.
     pub failed: Option<Repair>,
+    /// Why, in the guest's words; empty if it did not say.
+    pub why: String,
     /// The steps before.
     pub trace: Trace,
 }

@@ -93,12 +93,14 @@ impl Server {
             }));
         }
         let report = running.await_ready(Duration::from_millis(spec.limit_ms));
+        let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
         Ok(Reply::Woke(Woke {
             at_port: true,
             released_ns,
             woke_ns: report.woke_ns,
             ready_ns: report.ready.map(|(at, _)| at),
-            failed: report.ready.and_then(|(_, value)| Repair::from_register(value)),
+            failed,
+            why: failed.map(|_| running.why_not_ready()).unwrap_or_default(),
             trace,
         }))
     }
