@@ -11,6 +11,7 @@ mod failure;
 pub mod leftovers;
 mod ui;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,6 +32,8 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Plain lines in a pipe.
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match cmd::run(&cli) {
         Ok(code) => code,
