@@ -7,6 +7,7 @@ use spore_snapshot::store::StoreError;
 use spore_vmm::guest::{GuestError, ResizeError};
 
 use crate::demo::DemoError;
+use crate::ui;
 
 /// A failure of `spore` itself. Commands in guests have exit codes of their own.
 #[derive(Debug)]
@@ -56,12 +57,12 @@ impl Failure {
     /// Tells it on standard error.
     pub fn report(&self, as_json: bool) {
         if as_json {
-            eprintln!(
+            ui::tell(format_args!(
                 "{}",
                 json!({"error": {"code": self.code, "message": self.message}})
-            );
+            ));
         } else {
-            eprintln!("spore: {}", self.message);
+            ui::tell(format_args!("spore: {}", self.message));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `spore`: builds images in VMs, and runs commands in forks of them.
 //!
-//! [`cli`] is what may be said, [`cmd`] does it, [`demo`] is the demonstration, [`ui`] is how it looks to a
+//! `cli` is what may be said, `cmd` does it, `demo` is the demonstration, `ui` is how it looks to a
 //! person. What a program is to read goes to standard output; progress, logs and errors go to standard error.
 //! A library only so that tests can use [`leftovers`].
 
@@ -11,6 +11,7 @@ mod failure;
 pub mod leftovers;
 mod ui;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,6 +32,8 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Plain lines in a pipe.
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match cmd::run(&cli) {
         Ok(code) => code,

@@ -1,10 +1,13 @@
 //! What a person sees: tables, sizes, ages, the progress of a build.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Arguments;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use spore_builder::observe::{BuildEvent, Observer};
+
+use crate::failure::Failure;
 
 /// Bytes as a person says them.
 pub fn bytes(count: u64) -> String {
@@ -40,13 +43,37 @@ pub fn took(duration: Duration) -> String {
     }
 }
 
-/// Rows under a header, columns aligned, on standard output.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    for line in layout(header, rows) {
-        writeln!(out, "{line}")?;
+/// A line on standard output. Where nobody reads any more there is nobody to tell, and that is no failure;
+/// `println!` would panic.
+///
+/// # Errors
+/// When it cannot be written for another reason, such as a full disk.
+pub fn line(text: Arguments<'_>) -> Result<(), Failure> {
+    written(writeln!(std::io::stdout().lock(), "{text}"))
+}
+
+fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::internal(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// A line on standard error, if that can be written to; `eprintln!` would panic.
+pub fn tell(text: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Rows under a header, columns aligned, on standard output.
+///
+/// # Errors
+/// As [`line`].
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    layout(header, rows)
+        .iter()
+        .try_for_each(|row| line(format_args!("{row}")))
 }
 
 /// Rows under a header as lines, columns aligned.
@@ -99,7 +126,7 @@ impl BuildProgress {
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => tell(format_args!("{text}")),
         }
     }
 
@@ -110,7 +137,7 @@ impl BuildProgress {
                 bar.reset_elapsed();
                 bar.set_message(text);
             }
-            None => eprintln!("{text}"),
+            None => tell(format_args!("{text}")),
         }
     }
 
@@ -203,6 +230,12 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(34 << 20), "34.0 MiB");
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is() {
+        assert!(written(Err(io::ErrorKind::BrokenPipe.into())).is_ok());
+        assert!(written(Err(io::ErrorKind::StorageFull.into())).is_err());
     }
 
     #[test]

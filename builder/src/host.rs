@@ -1,5 +1,6 @@
 //! What a build needs of this host: the store, the bases and a kernel.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use spore_snapshot::Digest;
@@ -19,7 +20,7 @@ pub enum HostError {
         /// Where it was looked for.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -70,8 +71,30 @@ impl Host {
             path: self.kernel.clone(),
             source,
         };
+        // A device may never end, and a pipe would be read empty before the VM gets it.
+        let metadata = std::fs::metadata(&self.kernel).map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::Error::other("not a regular file")));
+        }
         std::fs::read(&self.kernel)
             .map(|bytes| Digest::of(&bytes))
             .map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_is_no_regular_file_is_refused_and_not_read() {
+        let data = tempfile::tempdir().unwrap();
+        let kernel = Path::new("/dev/zero");
+        let host = Host::open(data.path(), data.path(), Some(kernel)).unwrap();
+        let message = host.kernel_digest().unwrap_err().to_string();
+        assert!(
+            message.starts_with("kernel /dev/zero: not a regular file"),
+            "{message}"
+        );
     }
 }

@@ -20,9 +20,9 @@ pub fn run(global: &Global, args: &Build) -> Result<ExitCode, Failure> {
     let host = host(global)?;
     let built = spore_builder::build(&host, &manifest, &mut BuildProgress::new())?;
     if global.json {
-        print_json(&as_json(&manifest, &built));
+        print_json(&as_json(&manifest, &built))?;
     } else {
-        say(&manifest, &built);
+        say(&manifest, &built)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -51,7 +51,7 @@ fn as_json(manifest: &Manifest, built: &Built) -> serde_json::Value {
     })
 }
 
-fn say(manifest: &Manifest, built: &Built) {
+fn say(manifest: &Manifest, built: &Built) -> Result<(), Failure> {
     let name = built
         .image
         .names
@@ -66,13 +66,16 @@ fn say(manifest: &Manifest, built: &Built) {
         (None, Some(finalize)) => format!("disks cached, finalized in {}", ui::took(finalize)),
         _ => "cached".to_owned(),
     };
-    println!("{name}: {how}");
-    println!("  id        {}", built.image.record.id.as_str());
-    println!(
+    ui::line(format_args!("{name}: {how}"))?;
+    ui::line(format_args!("  id        {}", built.image.record.id.as_str()))?;
+    ui::line(format_args!(
         "  floor     {} MiB, of which {} are not zero",
         manifest.runtime_memory().get(),
         ui::bytes(built.memory_bytes)
-    );
-    println!("  disks     {}", ui::bytes(built.image.record.size_bytes));
-    println!("run it with: spore run {name} -- COMMAND");
+    ))?;
+    ui::line(format_args!(
+        "  disks     {}",
+        ui::bytes(built.image.record.size_bytes)
+    ))?;
+    ui::line(format_args!("run it with: spore run {name} -- COMMAND"))
 }

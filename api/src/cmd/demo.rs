@@ -6,6 +6,7 @@ use super::{cache_dir, data_dir, print_json};
 use crate::cli::{Demo, Global};
 use crate::demo::{self, Place};
 use crate::failure::Failure;
+use crate::ui;
 
 /// Runs the demonstration; its exit code says whether every proof held.
 pub fn run(global: &Global, args: &Demo) -> Result<ExitCode, Failure> {
@@ -14,11 +15,11 @@ pub fn run(global: &Global, args: &Demo) -> Result<ExitCode, Failure> {
         cache: &cache_dir(global)?,
         kernel: global.kernel.as_deref(),
     };
-    let report = demo::run(place, args.full, &mut |line| eprintln!("{line}"))?;
+    let report = demo::run(place, args.full, &mut |line| ui::tell(format_args!("{line}")))?;
     if global.json {
-        print_json(&serde_json::to_value(&report).map_err(Failure::internal)?);
+        print_json(&serde_json::to_value(&report).map_err(Failure::internal)?)?;
     } else {
-        print!("{}", demo::render(&report));
+        ui::line(format_args!("{}", demo::render(&report).trim_end()))?;
     }
     Ok(ExitCode::from(u8::from(!report.ok)))
 }

@@ -39,24 +39,24 @@ pub fn run(global: &Global) -> Result<ExitCode, Failure> {
             .iter()
             .map(|finding| json!({"check": finding.what, "verdict": word(finding.verdict), "found": finding.found}))
             .collect();
-        print_json(&json!({"ready": ready, "kvm": KvmKind::detect(), "checks": checks}));
+        print_json(&json!({"ready": ready, "kvm": KvmKind::detect(), "checks": checks}))?;
     } else {
         for finding in &findings {
-            println!(
+            ui::line(format_args!(
                 "{:<5} {:<10} {}",
                 word(finding.verdict),
                 finding.what,
                 finding.found
-            );
+            ))?;
         }
-        println!(
+        ui::line(format_args!(
             "{}",
             if ready {
                 "this host is ready"
             } else {
                 "this host is not ready"
             }
-        );
+        ))?;
     }
     Ok(ExitCode::from(u8::from(!ready)))
 }

@@ -17,15 +17,14 @@ const SHORT: usize = 12;
 pub fn list(global: &Global) -> Result<ExitCode, Failure> {
     let images = host(global)?.store().list_images()?;
     if global.json {
-        print_json(&images.iter().map(as_json).collect());
+        print_json(&images.iter().map(as_json).collect())?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<_> = images.iter().map(row).collect();
     ui::table(
         &["IMAGE", "ID", "FLOORS (MiB)", "DISK", "BUILT WITH", "CREATED"],
         &rows,
-    )
-    .map_err(Failure::internal)?;
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -35,7 +34,7 @@ pub fn run(global: &Global, args: &Args) -> Result<ExitCode, Failure> {
         Args::Rm { images } => remove(global, images),
         Args::Show { image } => {
             let image = host(global)?.store().find_image(image)?;
-            print_json(&as_json(&image));
+            print_json(&as_json(&image))?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -66,10 +65,10 @@ fn remove(global: &Global, names: &[String]) -> Result<ExitCode, Failure> {
             .as_ref()
             .map(|report| report.layer_bytes)
             .unwrap_or_default();
-        print_json(&json!({"removed": ids, "freedLayerBytes": bytes}));
+        print_json(&json!({"removed": ids, "freedLayerBytes": bytes}))?;
     } else {
         for name in names {
-            println!("{name} removed");
+            ui::line(format_args!("{name} removed"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ use spore_builder::Host;
 
 use crate::cli::{Cli, Command, Global};
 use crate::failure::Failure;
+use crate::ui;
 
 /// Does what was asked; the exit code is that of a command in a guest, where there is one.
 pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
@@ -63,6 +64,6 @@ fn host(global: &Global) -> Result<Host, Failure> {
     )?)
 }
 
-fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+    ui::line(format_args!("{value:#}"))
 }

@@ -1,12 +1,12 @@
 //! `spore run`: fork, grow, run, destroy.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use spore_builder::{Host, Variant};
-use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
+use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Image;
 use spore_vmm::guest::{Agent, Granted, Guest};
@@ -20,6 +20,8 @@ use crate::ui::{self, BuildProgress};
 const OWN_FAILURE: u8 = 125;
 /// The time limit; the same number as timeout(1)'s.
 const TIMED_OUT: u8 = 124;
+/// 128 and SIGPIPE, of which a program dies whose output nobody reads.
+const NO_READER: u8 = 141;
 /// How long a fork may take to its agent's first answer.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -64,9 +66,15 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
         }
         OutputStream::Stderr => std::io::stderr().write_all(bytes),
     });
-    let outcome = outcome.map_err(|error| explain(&mut guest, args, error))?;
+    let outcome = match outcome {
+        // Whoever read what the command says has gone: quietly, as every program at the head of a pipe.
+        Err(ClientError::Local(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            return Ok(ExitCode::from(NO_READER));
+        }
+        outcome => outcome.map_err(|error| explain(&mut guest, args, error))?,
+    };
     if outcome.status == ExitStatus::TimedOut {
-        eprintln!("spore: the command was killed at its time limit");
+        ui::tell(format_args!("spore: the command was killed at its time limit"));
     }
     Ok(ExitCode::from(exit_code(outcome.status)))
 }
@@ -112,7 +120,7 @@ fn exec(
     args: &Run,
     agent: &mut Agent,
     sink: &mut dyn FnMut(OutputStream, &[u8]) -> std::io::Result<()>,
-) -> Result<ExecOutcome, spore_protocol::ClientError> {
+) -> Result<ExecOutcome, ClientError> {
     let mut request = ExecRequest::new(&args.command);
     request.env = args.env.iter().cloned().collect();
     request.cwd.clone_from(&args.workdir);
@@ -123,12 +131,10 @@ fn exec(
     agent.exec(&request, &mut std::io::stdin(), sink)
 }
 
-fn explain(guest: &mut Guest, args: &Run, error: spore_protocol::ClientError) -> Failure {
+fn explain(guest: &mut Guest, args: &Run, error: ClientError) -> Failure {
     match error {
         // The agent refused the request itself: what was asked is wrong, not the guest.
-        spore_protocol::ClientError::Refused(refused) => {
-            Failure::internal(format!("{}: {refused}", args.command.join(" ")))
-        }
+        ClientError::Refused(refused) => Failure::internal(format!("{}: {refused}", args.command.join(" "))),
         error => guest.explain(error).into(),
     }
 }
@@ -143,18 +149,18 @@ fn exit_code(status: ExitStatus) -> u8 {
 
 fn say_times(guest: &Guest, ready: Duration, granted: &Granted) {
     let times = guest.times();
-    eprintln!(
+    ui::tell(format_args!(
         "fork {}: state set (T1) {}, first act (T2) {}, identity repaired (READY) {}, agent answers {}",
         guest.id(),
         ui::took(times.released),
         times.woke.map_or_else(|| "-".to_owned(), ui::took),
         times.ready.map_or_else(|| "-".to_owned(), ui::took),
         ui::took(ready)
-    );
-    eprintln!(
+    ));
+    ui::tell(format_args!(
         "memory: floor {} MiB, requested {}, granted {}, MemTotal {}, in {} ms",
         granted.floor_mb, granted.requested_mb, granted.granted_mb, granted.mem_total_mb, granted.took_ms
-    );
+    ));
 }
 
 fn run_for_program(
@@ -188,7 +194,7 @@ fn run_for_program(
             "ready": times.ready.map(millis),
             "agent": millis(ready),
         },
-    }));
+    }))?;
     Ok(ExitCode::from(code))
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
+use crate::base::Base;
 use crate::error::BuildError;
 use crate::hash::{BaseDigest, cache_key};
 use crate::host::Host;
@@ -55,7 +56,12 @@ pub struct Built {
 /// [`BuildError`]. Whatever it is, no VM, process, file or lock of this build is left, and the same
 /// build can be tried again.
 pub fn build(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
-    let result = build_or_find(host, manifest, observer);
+    let base = host.bases().get(manifest.base())?;
+    let plan = Plan::new(manifest, &base)?;
+    spore_vmm::kvm::open()?;
+    let kernel = host.kernel_digest()?;
+    // What is refused up to here has not touched the store.
+    let result = build_or_find(host, manifest, (&base, &plan, kernel), observer);
     if result.is_err() {
         collect(host);
     }
@@ -70,11 +76,12 @@ fn collect(host: &Host) {
     }
 }
 
-fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
-    let base = host.bases().get(manifest.base())?;
-    let plan = Plan::new(manifest, &base)?;
-    spore_vmm::kvm::open()?;
-    let kernel = host.kernel_digest()?;
+fn build_or_find(
+    host: &Host,
+    manifest: &Manifest,
+    (base, plan, kernel): (&Base, &Plan, Digest),
+    observer: &mut dyn Observer,
+) -> Result<Built, BuildError> {
     let base_digest = host.store().import_raw(base.rootfs())?;
     let key = cache_key(
         &manifest.content_hash(),
@@ -95,7 +102,7 @@ fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) 
         .store()
         .list_images()?
         .into_iter()
-        .find(|image| image.record.id == id);
+        .find(|image| image.record.id == id && usable(host, image));
     let (layers, built) = match earlier {
         Some(image) => {
             observer.event(BuildEvent::DisksCached);
@@ -103,7 +110,7 @@ fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) 
         }
         None => {
             let started = Instant::now();
-            let layers = steps::run(host, manifest, &plan, base_digest, observer)?;
+            let layers = steps::run(host, manifest, plan, base_digest, observer)?;
             let took = started.elapsed();
             observer.event(BuildEvent::Sealed { took });
             let record = ImageRecord {
@@ -141,9 +148,7 @@ fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) 
         }
         None => {
             let record = host.store().update_image(&id, |record| {
-                if !record.checkpoints.iter().any(|known| known.id == checkpoint) {
-                    record.checkpoints.push(entry(variant, kernel, checkpoint));
-                }
+                put(record, entry(variant, kernel, checkpoint));
             })?;
             if name.is_some() {
                 host.store().put_image(&record, name.as_ref())?;
@@ -160,6 +165,16 @@ fn build_or_find(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) 
         finalize,
         memory_bytes,
     })
+}
+
+/// Whether an image's disks are there: one that lost a layer is built again.
+fn usable(host: &Host, image: &Image) -> bool {
+    let lost = |digest: &&Digest| host.store().layer(digest).is_err();
+    let lost = image.record.disk_layers.iter().find(lost);
+    if let Some(layer) = lost {
+        tracing::warn!(image = %image.record.id, %layer, "a layer is lost or damaged; building again");
+    }
+    lost.is_none()
 }
 
 /// The checkpoint of an image with these properties, made now if there is none.
@@ -189,9 +204,18 @@ pub fn variant(
         observer,
     )?;
     host.store().update_image(id, |record| {
-        record.checkpoints.push(entry(variant, kernel, checkpoint))
+        put(record, entry(variant, kernel, checkpoint));
     })?;
     Ok(checkpoint)
+}
+
+/// Puts a checkpoint into an image's record, in place of one of the same properties: that was lost.
+fn put(record: &mut ImageRecord, new: ImageCheckpoint) {
+    let same = |known: &ImageCheckpoint| {
+        known.floor_mb == new.floor_mb && known.vcpus == new.vcpus && known.kernel == new.kernel
+    };
+    record.checkpoints.retain(|known| !same(known));
+    record.checkpoints.push(new);
 }
 
 fn entry(variant: Variant, kernel: Digest, id: CheckpointId) -> ImageCheckpoint {
@@ -218,7 +242,16 @@ fn find(
             && known.vcpus == u32::from(variant.vcpus)
             && known.kernel == *kernel
     };
-    Ok(image.record.checkpoints.iter().find(fits).map(|known| known.id))
+    // One that is lost or damaged is made again.
+    let opens = |known: &&ImageCheckpoint| match host.store().open_checkpoint(&known.id) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(checkpoint = %known.id, %error, "finalizing again");
+            false
+        }
+    };
+    let known = image.record.checkpoints.iter().filter(fits).find(opens);
+    Ok(known.map(|known| known.id))
 }
 
 fn now() -> u64 {
@@ -260,5 +293,66 @@ impl BuildLock {
             flock(&file, FlockOperation::LockExclusive).map_err(BuildError::internal)?;
         }
         Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Limits;
+    use crate::memory::{HostMemory, MiB};
+    use crate::observe::Silent;
+
+    fn checkpoint(floor_mb: u32, digit: char) -> ImageCheckpoint {
+        ImageCheckpoint {
+            floor_mb,
+            vcpus: 1,
+            kernel: Digest::of(b"kernel"),
+            id: digit.to_string().repeat(32).parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_made_again_takes_the_place_of_the_one_that_was_lost() {
+        let mut record = ImageRecord {
+            id: "01234567".parse().unwrap(),
+            content_hash: String::new(),
+            base_digest: Digest::of(b"base"),
+            disk_layers: Vec::new(),
+            checkpoints: vec![checkpoint(256, 'a'), checkpoint(512, 'b')],
+            created_unix_seconds: 0,
+            size_bytes: 0,
+            builder_memory_mb: 512,
+            annotations: BTreeMap::new(),
+        };
+        put(&mut record, checkpoint(256, 'c'));
+        let ids: Vec<_> = record
+            .checkpoints
+            .iter()
+            .map(|known| known.id.to_string())
+            .collect();
+        assert_eq!(ids, ["b".repeat(32), "c".repeat(32)]);
+    }
+
+    #[test]
+    fn a_build_that_is_refused_leaves_no_file() {
+        let data = tempfile::tempdir().unwrap();
+        let host = Host::open(data.path(), &data.path().join("cache"), None).unwrap();
+        let limits = Limits {
+            host_memory: HostMemory::new(MiB::new(4096)),
+        };
+        let manifest = Manifest::parse(br#"{"base": "nope", "steps": []}"#, &limits).unwrap();
+        assert!(build(&host, &manifest, &mut Silent).is_err());
+        let mut files = Vec::new();
+        let mut directories = vec![data.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap().flatten() {
+                match entry.file_type().unwrap().is_dir() {
+                    true => directories.push(entry.path()),
+                    false => files.push(entry.path()),
+                }
+            }
+        }
+        assert_eq!(files, [""; 0].map(std::path::PathBuf::from));
     }
 }
