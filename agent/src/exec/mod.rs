@@ -1,4 +1,4 @@
-//! Running commands: from a request to a process ([`spawn`]), through its pipes ([`pump`]), to
+//! Running commands: from a request to a process ([`mod@spawn`]), through its pipes ([`pump`]), to
 //! how it ended.
 
 mod prepare;

@@ -34,6 +34,8 @@ struct Seen {
     monotonic_ns: u64,
     /// How far its wall clock at least is from the host's.
     clock_off_ns: u64,
+    /// And how far at most: what is between is the time the answer took.
+    clock_known_to_ns: u64,
     witness: Testimony,
 }
 
@@ -59,12 +61,20 @@ fn text(sandbox: &mut Sandbox, path: &str) -> String {
 }
 
 fn look(sandbox: &mut Sandbox) -> Seen {
-    let before = now_ns();
-    let pong = sandbox.agent.ping().unwrap();
-    let (earliest, latest) = (before, now_ns());
-    let clock_off_ns = earliest
+    // The quickest of a few answers says most about the clock.
+    let asked = |_| {
+        let before = now_ns();
+        let pong = sandbox.agent.ping().unwrap();
+        (before, pong, now_ns())
+    };
+    let answers = (0..5).map(asked).min_by_key(|(before, _, after)| after - before);
+    let (before, pong, after) = answers.unwrap();
+    let clock_off_ns = before
         .saturating_sub(pong.realtime_ns)
-        .max(pong.realtime_ns.saturating_sub(latest));
+        .max(pong.realtime_ns.saturating_sub(after));
+    let clock_known_to_ns = before
+        .abs_diff(pong.realtime_ns)
+        .max(after.abs_diff(pong.realtime_ns));
     let witness = witness::ask(sandbox);
     // The kernel hears of it by an interrupt after the fork is ready.
     let rest = sandbox.sh(
@@ -81,6 +91,7 @@ fn look(sandbox: &mut Sandbox) -> Seen {
         reseeded: reseeded.parse().unwrap(),
         monotonic_ns: pong.monotonic_ns,
         clock_off_ns,
+        clock_known_to_ns,
         witness,
     }
 }
@@ -191,8 +202,8 @@ pub fn forks_made_in_the_same_second_have_different_generation_ids_and_their_ker
 
 pub fn the_clock_of_a_fork_is_the_hosts_and_no_clock_goes_back() {
     let family = family();
-    let off = family.forks.iter().map(|seen| seen.clock_off_ns);
-    eprintln!("wall clocks at most {} ns off", off.max().unwrap());
+    let known = family.forks.iter().map(|seen| seen.clock_known_to_ns);
+    eprintln!("wall clocks at most {} us off", known.max().unwrap() / 1000);
     for seen in &family.forks {
         assert!(seen.clock_off_ns < CLOCK_NS, "{seen:?}");
         assert!(seen.monotonic_ns > family.parent.monotonic_ns, "{seen:?}");
@@ -296,11 +307,14 @@ fn destroyed(id: &CheckpointId) -> (Repair, String, String) {
 
 pub fn hooks_run_in_order_before_anyone_can_talk_to_the_fork() {
     let store = image().store();
-    let say =
-        |name: &str| format!("echo {name} $(cat /etc/machine-id) $(hostname) $GREETING/$GIVEN >>/run/order");
+    // Without a program of its own: each costs nearly half a second where a guest's kernel is interpreted.
+    let say = |name: &str| {
+        let read = "read -r id </etc/machine-id; read -r name </proc/sys/kernel/hostname";
+        format!("{read}; echo {name} $id $name $GREETING/$GIVEN >>/run/order")
+    };
     let (mut parent, id) = with_hooks(&[
         ("9-last", &say("last")),
-        ("10-first", &format!("sleep 1; {}", say("first"))),
+        ("10-first", &format!("sleep 0.5; {}", say("first"))),
         ("2-second", &say("second")),
     ]);
     assert_eq!(parent.get("/run/order"), None, "they are for forks");
