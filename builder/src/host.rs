@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use spore_snapshot::Digest;
 use spore_snapshot::store::{Store, StoreError};
+use spore_vmm::boot::kernel_file;
 
 use crate::base::BaseStore;
 
@@ -76,15 +77,27 @@ impl Host {
         if !metadata.is_file() {
             return Err(failed(io::Error::other("not a regular file")));
         }
-        std::fs::read(&self.kernel)
-            .map(|bytes| Digest::of(&bytes))
-            .map_err(failed)
+        let bytes = std::fs::read(&self.kernel).map_err(failed)?;
+        let digest = Digest::of(&bytes);
+        // Found out here, and not by a VM that was started for nothing.
+        kernel_file::check(bytes).map_err(|why| failed(io::Error::other(why)))?;
+        Ok(digest)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_file_that_is_none_is_refused_before_anything_starts() {
+        let data = tempfile::tempdir().unwrap();
+        let kernel = data.path().join("kernel");
+        std::fs::write(&kernel, "#!/bin/sh").unwrap();
+        let host = Host::open(data.path(), data.path(), Some(&kernel)).unwrap();
+        let message = host.kernel_digest().unwrap_err().to_string();
+        assert!(message.contains("neither an ELF nor a bzImage"), "{message}");
+    }
 
     #[test]
     fn a_kernel_that_is_no_regular_file_is_refused_and_not_read() {

@@ -140,7 +140,8 @@ impl Store {
     /// A durable, read-only copy.
     fn copy(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
         let source = File::open(from).map_err(StoreError::io("open", from))?;
-        let len = source.metadata().map_err(StoreError::io("look at", from))?.len();
+        let metadata = source.metadata().map_err(StoreError::io("look at", from))?;
+        let len = metadata.len();
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -148,7 +149,9 @@ impl Store {
             .mode(0o600)
             .open(to)
             .map_err(StoreError::io("create", to))?;
-        copy_sparse(&source, &file, len).map_err(StoreError::write(to, len))?;
+        // Holes take no space: what the source takes is what is needed.
+        let needed = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+        copy_sparse(&source, &file, len).map_err(StoreError::write(to, needed))?;
         make_durable(&file, to)
     }
 }

@@ -43,6 +43,14 @@ pub fn open(path: &Path) -> Result<Cursor<Vec<u8>>, BootError> {
         })
 }
 
+/// Whether `bytes` are a kernel that [`open`] would take; why not, if they are none.
+///
+/// # Errors
+/// One line.
+pub fn check(bytes: Vec<u8>) -> Result<(), String> {
+    elf_of(bytes).map(drop)
+}
+
 fn elf_of(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     if bytes.starts_with(b"\x7FELF") {
         return check_elf(bytes);

@@ -4,7 +4,7 @@
 //! file is an uncompressed `vmlinux`, or a bzImage whose payload is unpacked on the host (guests
 //! never decompress: see `kernel_file`).
 
-mod kernel_file;
+pub mod kernel_file;
 mod linux64;
 mod pvh;
 
