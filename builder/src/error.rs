@@ -96,7 +96,9 @@ pub enum BuildError {
         memory: MiB,
     },
     /// A step replaced what an image boots with.
-    #[error("the built image does not boot into its agent any more: {what}; a step must not replace them")]
+    #[error(
+        "the built image does not boot into its agent; a step must not replace /sbin/init or /usr/lib/spore/agent: {what}"
+    )]
     NotIntact {
         /// Which files, and what became of them.
         what: String,

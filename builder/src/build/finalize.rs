@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use spore_protocol::{ClientError, ExecRequest, Integrity, Status};
 use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord};
 use spore_snapshot::{CheckpointId, Digest};
-use spore_vmm::guest::{Agent, CheckpointPlan, ColdBoot, Guest, default_max_mb};
+use spore_vmm::exit::Ended;
+use spore_vmm::guest::{Agent, CheckpointPlan, ColdBoot, Guest, GuestError, default_max_mb};
+use spore_vmm::process::{VmError, serial};
 
 use super::Variant;
 use super::steps::boot_limit;
@@ -47,7 +49,9 @@ pub(super) fn run(
         durable: false,
     };
     let mut guest = Guest::cold_boot(store, &boot)?;
-    let (mut agent, status) = guest.wait_agent(boot_limit(variant.floor_mb))?;
+    let (mut agent, status) = guest
+        .wait_agent(boot_limit(variant.floor_mb))
+        .map_err(not_booting)?;
     let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
     check(&integrity)?;
     agent.settle().map_err(|error| guest.explain(error))?;
@@ -89,6 +93,19 @@ fn annotations(status: &Status, content: &ContentHash) -> BTreeMap<String, Strin
         ("monotonicNs".to_owned(), status.monotonic_ns.to_string()),
         ("contentHash".to_owned(), content.to_string()),
     ])
+}
+
+/// A kernel that boots and finds no agent panics: most likely a step has replaced it.
+fn not_booting(error: GuestError) -> BuildError {
+    match error {
+        GuestError::Vm(VmError::Ended {
+            ended: ended @ (Ended::Panic | Ended::Reset),
+            console,
+        }) => BuildError::NotIntact {
+            what: format!("{ended} at boot{}", serial(&console)),
+        },
+        error => error.into(),
+    }
 }
 
 /// A step may have replaced what an image boots with.
