@@ -5,8 +5,8 @@
 //! of running; a thread of its own makes them, and makes none while anyone waits for a fork. A shell that is taken is a
 //! pool hit ([`Origin::Shell`]), anything else a miss ([`Origin::Fork`]): the two are never confused.
 //!
-//! A template whose checkpoint was deleted or changed is dropped with its shells when it is next asked for. One whose
-//! process died is loaded again. Guests are destroyed off the path: [`Pool::destroy`] ends them at once, and a thread
+//! A template whose checkpoint was deleted or changed is dropped with its shells, at the latest when it is next asked
+//! for. One whose process died is loaded again. Guests are destroyed off the path: [`Pool::destroy`] ends them at once, and a thread
 //! waits for the kernel to take them apart.
 
 mod entry;

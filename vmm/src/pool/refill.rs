@@ -1,23 +1,39 @@
 //! The thread that makes shells.
 //!
-//! It works at low priority in this sense: it makes none while anyone waits for a fork, and one at a time.
+//! It works at low priority in this sense: it makes none while anyone waits for a fork, and one at a time. Now and
+//! then it looks for templates whose checkpoints are no more, and drops them with their shells.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use spore_snapshot::CheckpointId;
 
+use super::entry::Entry;
 use super::{Inner, Shared, lock};
 use crate::guest::{GuestError, Shell, Template};
+
+/// How long a deleted checkpoint's shells may stay when nobody asks for anything.
+const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) fn run(shared: &Shared) {
     let mut inner = shared.lock();
     while !inner.closing {
+        let stale = inner.take_stale();
+        if !stale.is_empty() {
+            drop(inner);
+            for entry in stale {
+                entry.discard(&shared.reaper);
+            }
+            inner = shared.lock();
+            continue;
+        }
         let next = match inner.waiting {
             0 => inner.short_of_shells(shared),
             _ => None,
         };
         let Some((id, template)) = next else {
-            inner = shared.wanted.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            let waited = shared.wanted.wait_timeout(inner, LOOK);
+            (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         drop(inner);
@@ -46,6 +62,13 @@ fn make(shared: &Shared, template: &Mutex<Template>) -> Result<Shell, GuestError
 }
 
 impl Inner {
+    /// Takes out the entries whose checkpoint's files are gone or changed.
+    fn take_stale(&mut self) -> Vec<Entry> {
+        let stale = self.entries.iter().filter(|(_, entry)| !entry.is_current());
+        let stale: Vec<_> = stale.map(|(id, _)| *id).collect();
+        stale.iter().filter_map(|id| self.entries.remove(id)).collect()
+    }
+
     /// The most recently used template that may have another shell.
     fn short_of_shells(&self, shared: &Shared) -> Option<(CheckpointId, Arc<Mutex<Template>>)> {
         let budget = shared.budget;
