@@ -32,9 +32,7 @@ struct Seen {
     /// How often its kernel said that it is a fork.
     reseeded: u32,
     monotonic_ns: u64,
-    /// How far its wall clock at least is from the host's.
-    clock_off_ns: u64,
-    /// And how far at most: what is between is the time the answer took.
+    /// How far its wall clock is from the host's at most: the time an answer took is in it.
     clock_known_to_ns: u64,
     witness: Testimony,
 }
@@ -61,17 +59,15 @@ fn text(sandbox: &mut Sandbox, path: &str) -> String {
 }
 
 fn look(sandbox: &mut Sandbox) -> Seen {
-    // The quickest of a few answers says most about the clock.
-    let asked = |_| {
-        let before = now_ns();
-        let pong = sandbox.agent.ping().unwrap();
-        (before, pong, now_ns())
-    };
-    let answers = (0..5).map(asked).min_by_key(|(before, _, after)| after - before);
-    let (before, pong, after) = answers.unwrap();
-    let clock_off_ns = before
-        .saturating_sub(pong.realtime_ns)
-        .max(pong.realtime_ns.saturating_sub(after));
+    // An answer says as much about the clock as it is quick, and on a busy host the first ones are not.
+    let (before, pong, after) = (0..2000)
+        .map(|_| {
+            let before = now_ns();
+            let pong = sandbox.agent.ping().unwrap();
+            (before, pong, now_ns())
+        })
+        .find(|(before, _, after)| after - before < CLOCK_NS / 2)
+        .expect("no answer in time to tell what time it is");
     let clock_known_to_ns = before
         .abs_diff(pong.realtime_ns)
         .max(after.abs_diff(pong.realtime_ns));
@@ -90,7 +86,6 @@ fn look(sandbox: &mut Sandbox) -> Seen {
         generation: generation.to_owned(),
         reseeded: reseeded.parse().unwrap(),
         monotonic_ns: pong.monotonic_ns,
-        clock_off_ns,
         clock_known_to_ns,
         witness,
     }
@@ -205,7 +200,7 @@ pub fn the_clock_of_a_fork_is_the_hosts_and_no_clock_goes_back() {
     let known = family.forks.iter().map(|seen| seen.clock_known_to_ns);
     eprintln!("wall clocks at most {} us off", known.max().unwrap() / 1000);
     for seen in &family.forks {
-        assert!(seen.clock_off_ns < CLOCK_NS, "{seen:?}");
+        assert!(seen.clock_known_to_ns < CLOCK_NS, "{seen:?}");
         assert!(seen.monotonic_ns > family.parent.monotonic_ns, "{seen:?}");
         // Seen by a process that ran through the checkpoint.
         assert!(seen.witness.looks > family.parent.witness.looks, "{seen:?}");
