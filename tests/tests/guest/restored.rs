@@ -107,6 +107,8 @@ pub fn three_generations_keep_memory_and_disk_and_a_clean_file_system() {
         for path in paths(generation) {
             fork.put(&path, content(generation));
         }
+        // On its disk, and not only in its page cache: each generation has a layer of its own.
+        fork.agent.sync().unwrap();
         clock = fork.agent.status().unwrap().monotonic_ns;
         id = checkpoint_of(&mut fork, store);
         // Nothing of this reaches the next generation.
