@@ -14,9 +14,16 @@ use crate::{data, host};
 /// A test: its name and what it does.
 pub type Test = (&'static str, fn());
 
-/// The tests of a module, by the names of their functions, which are the sentences they prove.
+/// The tests of a module, by the names of their functions, which are the sentences they prove. `in "group::"` comes
+/// before the names of a group of modules.
 #[macro_export]
 macro_rules! tests {
+    (in $group:literal: $($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
+        vec![$($((
+            concat!($group, stringify!($module), "::", stringify!($name)),
+            $module::$name as fn(),
+        )),+),+]
+    };
     ($($module:ident: $($name:ident),+ $(,)?);+ $(;)?) => {
         vec![$($((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),+),+]
     };

@@ -54,3 +54,25 @@ pub fn soon_nothing<T: std::fmt::Debug>(within: Duration, mut check: impl FnMut(
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Waits until something holds; panics with `what` when it does not come to that.
+pub fn soon(what: &str, within: Duration, mut check: impl FnMut() -> bool) {
+    soon_nothing(within, || Vec::from_iter((!check()).then_some(what)));
+}
+
+/// Bytes that only this process has in memory, the VM's guest memory included.
+pub fn private_bytes(pid: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let kib = lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap());
+    kib.sum::<u64>() << 10
+}
+
+/// What the descriptors of a process are of, as the kernel names it.
+pub fn descriptors(pid: u32) -> Vec<String> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let targets = links.filter_map(|link| fs::read_link(link.path()).ok());
+    targets
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect()
+}

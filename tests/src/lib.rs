@@ -3,8 +3,8 @@
 //! A test here does not boot: one image is built for all of them, and each forks it. This crate has what that
 //! takes and nothing of what is tested: [`host`] finds the programs and files of this machine, [`harness`] runs
 //! the tests and looks afterwards that nothing is left, [`data`] is where everything of a run lies, [`left`]
-//! finds processes, sockets and mounts, [`sandbox`] is a guest with its agent, [`hold`] and [`witness`] are
-//! programs that run in guests.
+//! finds processes, sockets and mounts, [`role`] runs part of a test in a process of its own, [`sandbox`] is a
+//! guest with its agent, [`hold`], [`stall`] and [`witness`] are programs that run in guests.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,5 +17,7 @@ pub mod harness;
 pub mod hold;
 pub mod host;
 pub mod left;
+pub mod role;
 pub mod sandbox;
+pub mod stall;
 pub mod witness;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use spore_protocol::{ExecOutput, ExecRequest};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
-use spore_vmm::guest::{Agent, Guest};
+use spore_vmm::guest::{Agent, Granted, Guest, LiveFork};
 use spore_vmm::machine::Identity;
 
 /// No test waits longer for one answer.
@@ -56,6 +56,26 @@ impl Sandbox {
             ..Identity::default()
         };
         Self::new(Guest::fork_as(store, &checkpoint, &identity).unwrap())
+    }
+
+    /// Forks it while it runs.
+    pub fn live_fork(&mut self, store: &Store, count: usize) -> Vec<Self> {
+        let forked = self.live_fork_as(store, &vec![Identity::default(); count]);
+        forked
+            .forks
+            .into_iter()
+            .map(|fork| Self::new(fork.unwrap()))
+            .collect()
+    }
+
+    /// The same, as these.
+    pub fn live_fork_as(&mut self, store: &Store, identities: &[Identity]) -> LiveFork {
+        self.guest.live_fork(store, identities).unwrap()
+    }
+
+    /// Brings it to so much memory.
+    pub fn resize(&mut self, total_mb: u32) -> Granted {
+        self.guest.resize(&mut self.agent, total_mb).unwrap()
     }
 
     /// Of a guest that runs.

@@ -1,12 +1,11 @@
 //! Whatever ends a guest, it is told and nothing of it is left.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use spore_snapshot::store::Store;
-use spore_tests::left;
 use spore_tests::sandbox::{LIMIT, Sandbox, shell};
+use spore_tests::{left, role};
 use spore_vmm::exit::Ended;
 use spore_vmm::guest::GuestError;
 use spore_vmm::process::VmError;
@@ -15,28 +14,15 @@ use crate::image::{checkpoint_of, image};
 
 /// What the kernel may need to take a killed process apart.
 const SOON: Duration = Duration::from_secs(2);
-/// Says to this program that it is to own a VM of the store named here, and do nothing else.
-const OWNER_OF: &str = "SPORE_TESTS_OWNER_OF";
 
-/// If this process was started to own a VM, does that until it is killed.
-pub fn owner() -> Option<ExitCode> {
-    let root = std::env::var_os(OWNER_OF)?;
-    let store = Store::open(root.as_ref()).unwrap();
+/// Owns a VM until it is killed.
+pub fn owner(root: &Path) {
+    let store = Store::open(root).unwrap();
     let (id, _) = store.list_checkpoints().unwrap().remove(0);
     let fork = Sandbox::fork(&store, &id);
     println!("{}", fork.pid());
     loop {
         std::thread::park();
-    }
-}
-
-/// The process that owns a VM; killed when dropped.
-struct Owner(Child);
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
     }
 }
 
@@ -134,18 +120,8 @@ pub fn a_killed_vm_is_gone_and_leaves_nothing() {
 pub fn a_vm_ends_with_its_owner_and_the_next_to_open_the_store_sweeps_up() {
     let copy = image().copy();
     let root = copy.store().root();
-    let mut owner = Owner(
-        Command::new(std::env::current_exe().unwrap())
-            .env(OWNER_OF, root)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut line = String::new();
-    BufReader::new(owner.0.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let vm: u32 = line.trim().parse().unwrap();
+    let mut owner = role::start("owner", root);
+    let vm: u32 = owner.line().parse().unwrap();
     assert_eq!(left::vms_using(root), [vm]);
     // A sweep takes nothing away from an owner that lives.
     Store::open(root).unwrap();

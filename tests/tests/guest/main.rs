@@ -7,22 +7,27 @@ mod builds;
 mod damage;
 mod death;
 mod exec;
+mod fork_correctness;
 mod identity;
 mod image;
 mod left;
 mod memory;
 mod restored;
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use spore_tests::{harness, tests};
+use spore_tests::{harness, role, tests};
 
 fn main() -> ExitCode {
-    if let Some(code) = death::owner() {
+    let roles = [("owner", death::owner as fn(&Path))]
+        .into_iter()
+        .chain(fork_correctness::roles());
+    if let Some(code) = role::play(&Vec::from_iter(roles)) {
         return code;
     }
     // In the order they start: builds take longest, and the first makes the image that most others wait for.
-    let tests = tests! {
+    let mut tests = tests! {
         builds:
             equal_builds_at_once_run_once_and_all_get_the_result,
             a_build_whose_vm_is_killed_leaves_nothing_and_can_be_tried_again,
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         damage:
             a_damaged_checkpoint_is_refused_and_the_file_named,
     };
+    tests.extend(fork_correctness::tests());
     harness::run(
         tests,
         (

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spore_snapshot::disk::{Durability, Overlay};
+use spore_snapshot::store::Store;
 use spore_tests::data::Scratch;
 use spore_tests::hold;
 use spore_tests::sandbox::{LIMIT, Sandbox};
@@ -134,8 +135,12 @@ pub fn three_generations_keep_memory_and_disk_and_a_clean_file_system() {
 }
 
 /// Powers the guest off and has its disk checked, flattened into one file.
-fn file_system_is_clean(sandbox: Sandbox) {
-    let store = image().store();
+pub fn file_system_is_clean(sandbox: Sandbox) {
+    file_system_of_is_clean(image().store(), sandbox);
+}
+
+/// The same, of a guest of another store.
+pub fn file_system_of_is_clean(store: &Store, sandbox: Sandbox) {
     let scratch = Scratch::new();
     let mut guest = sandbox.into_guest();
     guest.power_off(LIMIT).unwrap();
