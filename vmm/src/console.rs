@@ -39,7 +39,11 @@ impl Write for ConsoleLog {
     }
 }
 
-/// The last `lines` lines of a console log, for an error message; control characters are dropped.
+/// The first words of a kernel's panic (kernel/panic.c); a call trace of any length follows.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// The last `lines` lines of a console log, for an error message; control characters are dropped. Of a panic, the lines
+/// from where it says so.
 pub fn tail(path: &Path, lines: usize) -> String {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|mut file| {
@@ -55,7 +59,12 @@ pub fn tail(path: &Path, lines: usize) -> String {
         .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
         .collect();
     let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
+    let last = all.len().saturating_sub(lines);
+    let from = all
+        .iter()
+        .rposition(|line| line.contains(PANIC))
+        .map_or(last, |at| at.min(last));
+    all[from..all.len().min(from + lines)].join("\n")
 }
 
 #[cfg(test)]
@@ -70,6 +79,16 @@ mod tests {
         log.write_all(b"one\r\n\x1b[1mtwo\r\n\r\nthree\r\n").unwrap();
         assert_eq!(tail(&path, 2), "[1mtwo\nthree");
         assert_eq!(tail(&dir.path().join("none"), 2), "");
+    }
+
+    #[test]
+    fn a_panic_is_told_from_where_it_says_so() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let trace = "trace\n".repeat(30);
+        let text = format!("before\n[ 1.0] Kernel panic - not syncing: why\n{trace}");
+        std::fs::write(file.path(), text).unwrap();
+        let told = tail(file.path(), 3);
+        assert_eq!(told, "[ 1.0] Kernel panic - not syncing: why\ntrace\ntrace");
     }
 
     #[test]

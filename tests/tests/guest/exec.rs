@@ -54,8 +54,8 @@ pub fn a_time_limit_ends_the_whole_group() {
 
 pub fn a_megabyte_of_output_arrives_whole() {
     let mut fork = image().fork();
-    let output = fork.exec(&shell("seq 1 160000; echo done >&2"));
-    let expected: String = (1..=160_000).map(|number| format!("{number}\n")).collect();
+    let output = fork.exec(&shell("seq 1 170000; echo done >&2"));
+    let expected: String = (1..=170_000).map(|number| format!("{number}\n")).collect();
     assert!(expected.len() > 1 << 20);
     assert_eq!(output.stdout.len(), expected.len());
     assert!(output.stdout == expected.as_bytes());
