@@ -77,37 +77,26 @@ impl Page {
             .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
     }
 
-    fn read(&self, register: u64) -> u32 {
-        // SAFETY: the registers are aligned and inside the page, which is never unmapped.
-        unsafe {
-            self.0
-                .as_ptr()
-                .add(usize::try_from(register).unwrap_or(0))
-                .cast::<u32>()
-                .read_volatile()
-        }
+    /// Where a register is. The registers are constants of the protocol: aligned, and inside the page.
+    fn at<T>(&self, register: u64) -> *mut T {
+        let offset = usize::try_from(register).unwrap_or(0);
+        // SAFETY: the offset is inside the page, which is never unmapped.
+        unsafe { self.0.as_ptr().add(offset) }.cast()
     }
 
-    fn write(&self, register: u64, value: u32) {
-        // SAFETY: as in `read`.
-        unsafe {
-            self.0
-                .as_ptr()
-                .add(usize::try_from(register).unwrap_or(0))
-                .cast::<u32>()
-                .write_volatile(value)
-        };
+    fn read(&self, register: u64) -> u32 {
+        // SAFETY: aligned and inside the page (`at`); volatile, since reading has effects.
+        unsafe { self.at::<u32>(register).read_volatile() }
     }
 
     fn read_64(&self, register: u64) -> u64 {
         // SAFETY: as in `read`.
-        unsafe {
-            self.0
-                .as_ptr()
-                .add(usize::try_from(register).unwrap_or(0))
-                .cast::<u64>()
-                .read_volatile()
-        }
+        unsafe { self.at::<u64>(register).read_volatile() }
+    }
+
+    fn write(&self, register: u64, value: u32) {
+        // SAFETY: as in `read`.
+        unsafe { self.at::<u32>(register).write_volatile(value) };
     }
 
     fn write_bytes(&self, offset: usize, bytes: &[u8]) {
