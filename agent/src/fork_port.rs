@@ -29,7 +29,7 @@ use spore_protocol::fork_port::{
 
 use crate::conversation::Agent;
 use crate::hooks::{self, HookError};
-use crate::status::draw_nonce;
+use crate::status::{clock_ns, draw_nonce};
 use crate::sys::{self, lock};
 use crate::views::View;
 
@@ -37,6 +37,10 @@ use crate::views::View;
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
+/// How far a fork's clock may be from the host's, in nanoseconds.
+const CLOCK_NS: u64 = 20_000_000;
+/// How often it is set until it is not further.
+const CLOCK_TRIES: usize = 100;
 /// Heap that is touched before the agent sleeps, for what is made of the mailbox after it woke.
 const WARM_BYTES: usize = 64 * 1024;
 
@@ -257,9 +261,8 @@ impl ForkPort {
             .map_err(Failed::at(Repair::Entropy))?;
         shown(&plan.machine_id, &machine_id_text(wake.machine_id)).map_err(Failed::at(Repair::MachineId))?;
         shown(&plan.boot_id, &boot_id_text(wake.boot_id)).map_err(Failed::at(Repair::BootId))?;
-        // Time has passed since the mailbox was written, more than a little on a busy host.
-        let now = self.registers.read_64(CLOCK).max(wake.realtime_ns);
-        set_clock(now).map_err(Failed::at(Repair::Clock))?;
+        self.set_right_clock(wake.realtime_ns)
+            .map_err(Failed::at(Repair::Clock))?;
         if !wake.hostname.is_empty() {
             rustix::system::sethostname(wake.hostname.as_bytes()).map_err(Failed::at(Repair::Hostname))?;
         }
@@ -268,6 +271,27 @@ impl ForkPort {
             .give(wake.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
         plan.run_hooks(wake.hooks_limit_ms)
+    }
+
+    /// Sets the clock to the host's. What the mailbox says is too old: by as much as the host took to let
+    /// the fork run; it counts only if the host has no clock to be asked. And the host may take its processor from us between our asking for the time and the
+    /// kernel's setting it, so we look afterwards.
+    fn set_right_clock(&self, mailbox_ns: u64) -> io::Result<()> {
+        let host_ns = || match self.registers.read_64(CLOCK) {
+            0 => mailbox_ns,
+            now => now,
+        };
+        let mut off = 0;
+        for _ in 0..CLOCK_TRIES {
+            set_clock(host_ns())?;
+            off = clock_ns(ClockId::Realtime).abs_diff(host_ns());
+            if off <= CLOCK_NS {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other(format!(
+            "it is {off} ns off each time it is set"
+        )))
     }
 
     /// Does all that a fork will do, to no effect: afterwards the code, the stack and the heap that it
@@ -292,7 +316,7 @@ impl ForkPort {
         entropy[0][..16].copy_from_slice(&wake.machine_id);
         entropy[1][..16].copy_from_slice(&wake.boot_id);
         let _ = self.reseed(&entropy, 0);
-        self.registers.read_64(CLOCK);
+        black_box(clock_ns(ClockId::Realtime).abs_diff(self.registers.read_64(CLOCK)));
         // Neither can be: the kernel says no at once.
         let _ = set_clock(u64::MAX);
         let _ = rustix::system::sethostname(&[0; MAX_HOSTNAME_BYTES + 1]);

@@ -166,7 +166,8 @@ fn value(table: &str, name: &str) -> Option<u64> {
     })
 }
 
-fn clock_ns(clock: ClockId) -> u64 {
+/// What a clock says, in nanoseconds.
+pub fn clock_ns(clock: ClockId) -> u64 {
     let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds

@@ -51,7 +51,7 @@ fn watch() {
         }
         LOOKS.fetch_add(1, Ordering::Relaxed);
         // Not more often: where the kernel is interpreted, waking up costs more than a millisecond.
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
