@@ -19,7 +19,7 @@ target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
 shell_scripts := .ci/run $(wildcard scripts/*.sh guest/kernel/*.sh guest/bases/*.sh)
 
-.PHONY: help setup kernel base build build-release build-dev demo test test-setup lint unit guest-test clean
+.PHONY: help setup kernel base build build-release build-dev demo test test-setup lint unit fuzz guest-test soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,7 +44,7 @@ build-dev:
 demo: setup kernel base build-release ## all set-up, then the whole idea on real guests (DEMO_FLAGS="--json", "--full")
 	$(target)/release/spore demo $(DEMO_FLAGS)
 
-test: test-setup lint unit guest-test ## all set-up, then every check and every test
+test: test-setup lint unit fuzz guest-test ## all set-up, then every check and every test
 
 # Without KVM no guest runs, and what only guests need is not asked for.
 test-setup:
@@ -53,11 +53,15 @@ test-setup:
 lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the shell scripts
 	@for script in $(shell_scripts); do bash -n "$$script"; done
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGOFLAGS) --workspace --no-deps
 
 unit: ## tests of every crate but spore-tests; they need no guest
 	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
+
+fuzz: ## a short run of every fuzz target (SPORE_FUZZ_SECONDS each, 5; scripts/fuzz.sh TARGET for one)
+	@CARGOFLAGS='$(CARGOFLAGS)' scripts/fuzz.sh
 
 # The tests skip themselves without KVM, and say so: hence --show-output.
 guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and programs first
@@ -67,6 +71,11 @@ guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and
 		printf '\n*** SKIPPED: no usable KVM: no guest runs, and the guest kernel is not built.\n\n'; \
 	fi
 	SPORE_VM=$(target)/debug/spore-vm $(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
+
+# The walk that guest-test has for a minute. SPORE_SOAK_SEED repeats one.
+soak: kernel base build-dev ## ten minutes of random forks, growth, checkpoints and kills against a model (SPORE_SOAK_SECONDS)
+	SPORE_SOAK_SECONDS=$${SPORE_SOAK_SECONDS:-600} SPORE_VM=$(target)/debug/spore-vm \
+		$(CARGO) test $(CARGOFLAGS) -p spore-tests -- fork_correctness::walk --show-output
 
 clean: ## remove what cargo built; kernels and bases stay in the cache
 	$(CARGO) clean

@@ -8,6 +8,7 @@ export LC_ALL=C
 
 host=(
 	gcc libc6-dev # the linker, and the C in zstd, liblzma and blake3
+	g++ # libFuzzer
 	make
 	python3 # checks the content hash vectors a second time
 )

@@ -38,7 +38,10 @@ impl RunDir {
         let dir = entry.join("run");
         store.make_dir(&dir)?;
         let path = dir.join(LOCK);
-        let lock = create_locked(&path).map_err(StoreError::io("create", &path))?;
+        let lock = create_locked(&path)
+            // Out of descriptors, maybe: then nobody else could.
+            .inspect_err(|_| drop(std::fs::remove_dir(&dir)))
+            .map_err(StoreError::io("create", &path))?;
         let place = store.run_dir().join(id.as_str());
         if !rename_new(&dir, &place)? {
             return Err(StoreError::RunExists(id.clone()));

@@ -67,7 +67,8 @@ impl Drop for TmpEntry {
     fn drop(&mut self) {
         // A forked child has a copy of this, and must not take its parent's files away.
         if self.owner == std::process::id() {
-            let _ = std::fs::remove_dir_all(&self.dir);
+            // Looking into it takes a descriptor, of which there may be none left: the empty one goes without.
+            let _ = std::fs::remove_dir(&self.dir).or_else(|_| std::fs::remove_dir_all(&self.dir));
             let _ = std::fs::remove_file(&self.lock_path);
         }
     }

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, kill_process, pidfd_open,
+    pidfd_send_signal, waitid, waitpid,
 };
 use std::os::fd::AsFd;
 
@@ -22,23 +23,22 @@ impl Process {
     ///
     /// # Errors
     /// When no descriptor can be had; the child is ended then.
-    pub fn of_child(mut child: Child) -> io::Result<Self> {
+    pub fn of_child(child: Child) -> io::Result<Self> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let made = pid.ok_or(io::ErrorKind::NotFound.into()).and_then(Self::of_pid);
-        if made.is_err() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        made
+        pid.ok_or(io::ErrorKind::NotFound.into()).and_then(Self::of_pid)
     }
 
     /// Takes over a child with this number, which nobody else waits for.
     ///
     /// # Errors
-    /// When there is none, or no descriptor can be had.
+    /// When there is none, or no descriptor can be had; the child is ended then.
     pub fn of_pid(pid: Pid) -> io::Result<Self> {
         // A child keeps its number until it is waited for, so this is the one that is meant.
-        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
+            // Nobody else would, and it would stay a zombie for as long as this process lives.
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        })?;
         Ok(Self {
             pid,
             descriptor,

@@ -62,7 +62,8 @@ pub fn a_fork_that_ends_before_it_is_ready_is_told_with_how() {
     match with_hook("echo c >/proc/sysrq-trigger") {
         GuestError::Vm(VmError::Ended { ended, console }) => {
             assert_eq!(ended, Ended::Panic);
-            assert!(console.contains("Kernel panic"), "{console}");
+            // Its last lines are those of the stack.
+            assert!(console.contains("sysrq_handle_crash"), "{console}");
         }
         other => panic!("{other:?}"),
     }
@@ -77,14 +78,16 @@ pub fn a_guest_that_hammers_its_fork_port_harms_nobody_else() {
     let store = image().store();
     let mut sibling = image().fork();
     let mut hostile = image().fork();
-    // Every register of the port, odd ones too, read and written; the mailbox; then the registers of virtio-rng and
-    // virtio-balloon, which are reset, pointed nowhere and kicked.
+    // The registers of the port, odd ones too, read and written; the mailbox; then the registers of virtio-rng and
+    // virtio-balloon, which are reset, pointed nowhere and kicked. Each is a program, so few are tried: at random, and
+    // all of them, is the fuzzers' work.
     hostile.sh(
-        "for at in 0xD0100000 0xD0100004 0xD0100008 0xD010000C 0xD0100010 0xD0100FFC; do \
-            for value in 0 9 0xFFFFFFFF; do devmem $at 32 $value; done; devmem $at 32; devmem $at 8; done; \
-         devmem 0xD010000C 64 0; devmem 0x9E000 64 0xFFFFFFFFFFFFFFFF; devmem 0x9EE00 64 0xFFFFFFFFFFFFFFFF; \
-         for page in 0xD0003 0xD0004; do for register in 070 030 038 044 080 090 0A0 050 024; do \
-            devmem ${page}$register 32 0; devmem ${page}$register 32 0xFFFFFFFF; done; done",
+        "for at in 0xD0100004 0xD0100008 0xD010000C 0xD0100FFC; do \
+            devmem $at 32 0xFFFFFFFF; devmem $at 32; done; \
+         devmem 0xD010000C 32 0; devmem 0xD010000D 8; \
+         devmem 0x9E000 64 0xFFFFFFFFFFFFFFFF; devmem 0x9EE00 64 0xFFFFFFFFFFFFFFFF; \
+         for page in 0xD0003 0xD0004; do for register in 030 038 080 050 070; do \
+            devmem ${page}$register 32 0xFFFFFFFF; done; devmem ${page}070 32 0; devmem ${page}050 32 0; done",
     );
     assert_eq!(hostile.sh("echo it still answers"), "it still answers");
     is_whole(&mut sibling);
@@ -135,18 +138,16 @@ pub fn a_deleted_checkpoint_is_refused_and_leaves_nothing() {
     let (store, id) = (copy.store(), image().checkpoint());
     let opened = store.open_checkpoint(&id).unwrap();
     // One that was begun: its manifest, which comes last, is not there.
-    let half = store
-        .root()
-        .join("checkpoints")
-        .join("0123456789abcdef0123456789abcdef");
+    let digits: String = id.to_string().chars().rev().collect();
+    let begun: CheckpointId = digits.parse().unwrap();
+    let half = store.checkpoint_dir(&begun);
     std::fs::create_dir(&half).unwrap();
     for name in [MEMORY_FILE, STATE_FILE] {
         data::copy(&store.checkpoint_dir(&id).join(name), &half);
     }
-    if let Ok(half) = "0123456789abcdef0123456789abcdef".parse() {
-        let error = fork_of(&copy, &half).err().unwrap().to_string();
-        assert_eq!(error.lines().count(), 1, "{error}");
-    }
+    let error = fork_of(&copy, &begun).err().unwrap().to_string();
+    assert!(error.contains(&begun.to_string()), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
     std::fs::remove_dir_all(half).unwrap();
 
     store.delete_checkpoint(&id).unwrap();
@@ -246,8 +247,9 @@ pub fn few_descriptors(root: &Path) {
                 made.iter_mut().for_each(is_whole);
             }
         }
-        // The parent goes on, and nobody is left who was not waited for.
+        // The parent goes on, and nobody is left who was not waited for, and nothing that was begun.
         is_whole(&mut parent);
+        assert_eq!(std::fs::read_dir(root.join("tmp")).unwrap().count(), 0);
         left::soon_nothing(Duration::from_secs(5), || {
             let mut children = left::children();
             children.retain(|pid| *pid != parent.pid());

@@ -39,7 +39,7 @@ pub fn what_a_fork_touches_is_counted_as_its_own() {
 }
 
 pub fn a_sibling_is_not_touched_by_a_resize_or_by_the_end_of_the_template() {
-    const HELD: u32 = 48;
+    const HELD: u32 = 16;
     let store = image().store();
     let checkpoint = store.open_checkpoint(&image().checkpoint()).unwrap();
     let mut template = Template::load(store, &checkpoint).unwrap();
