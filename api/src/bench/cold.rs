@@ -86,7 +86,7 @@ mod tests {
         const TMPFS: i64 = 0x0102_1994;
         let directory = tempfile::tempdir_in(env!("OUT_DIR")).unwrap();
         let path = directory.path().join("file");
-        if i64::from(rustix::fs::statfs(directory.path()).unwrap().f_type) == TMPFS {
+        if rustix::fs::statfs(directory.path()).unwrap().f_type == TMPFS {
             // It has its files nowhere else.
             return;
         }
