@@ -1,7 +1,7 @@
 # Building, testing and trying Spore. `make help` lists the targets.
 #
 # Variables: SPORE_CACHE (kernels and bases; nothing of it is in the tree), CARGO_TARGET_DIR,
-# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS.
+# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BENCH_DIR.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,11 +15,12 @@ export SPORE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spore
 CARGO ?= cargo
 CARGOFLAGS ?=
 DEMO_FLAGS ?=
+BENCH_DIR ?=
 target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
-shell_scripts := .ci/run $(wildcard scripts/*.sh guest/kernel/*.sh guest/bases/*.sh)
+shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh)
 
-.PHONY: help setup kernel base build build-release build-dev demo test test-setup lint unit fuzz guest-test soak clean
+.PHONY: help setup kernel base build build-release build-dev demo bench test test-setup lint unit fuzz guest-test soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +44,9 @@ build-dev:
 
 demo: setup kernel base build-release ## all set-up, then the whole idea on real guests (DEMO_FLAGS="--json", "--full")
 	$(target)/release/spore demo $(DEMO_FLAGS)
+
+bench: setup kernel base build-release ## all set-up, then every benchmark; prints Markdown tables (BENCH_DIR keeps the raw results)
+	SPORE=$(target)/release/spore bench/run.sh $(BENCH_DIR)
 
 test: test-setup lint unit fuzz guest-test ## all set-up, then every check and every test
 

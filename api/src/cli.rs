@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::source::Arm;
+
 /// Build big, sleep small, wake instantly, grow on demand: images built in VMs, forked in milliseconds.
 #[derive(Debug, Parser)]
 #[command(name = "spore", version, max_term_width = 100)]
@@ -50,6 +52,9 @@ pub enum Command {
     Run(Run),
     /// Show the whole idea at work, with proofs
     Demo(Demo),
+    /// Measure forks, live forks, growing and checkpoints on this host
+    #[command(subcommand)]
+    Bench(Bench),
     /// Say whether this host is ready, and what is missing
     Doctor,
 }
@@ -100,6 +105,9 @@ pub struct Run {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
+    /// Print on standard error where each microsecond of the fork went
+    #[arg(long)]
+    pub trace: bool,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
@@ -111,6 +119,97 @@ pub struct Demo {
     /// Fill 90 % of the grown memory instead of 256 MB
     #[arg(long)]
     pub full: bool,
+}
+
+/// Measure on this host.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Forks: how long they take, what they cost, how many can be had at once
+    Fork(BenchFork),
+    /// Live forks: how long the parent stands still, as the host and as a process in it sees it
+    LiveFork {
+        /// Of what
+        #[command(flatten)]
+        of: BenchOf,
+        /// vCPUs of the guest; with one, what watches the clock in it also waits for the agent
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+        cpus: u8,
+        /// Live forks at each size
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+        count: u16,
+        /// Memory that a process in the guest has touched, in MiB
+        #[arg(long, value_name = "MB,…", value_delimiter = ',', default_value = "0,256,800")]
+        touched: Vec<u32>,
+    },
+    /// Growing and shrinking, each step verified in the guest
+    Grow {
+        /// Of what
+        #[command(flatten)]
+        of: BenchOf,
+        /// Sizes to grow through, in MiB; then back
+        #[arg(
+            long,
+            value_name = "MB,…",
+            value_delimiter = ',',
+            default_value = "2048,4096,8192,16384"
+        )]
+        sizes: Vec<u32>,
+    },
+    /// Checkpoints of a running guest: how long it stands still, and how long they take in all
+    Checkpoint {
+        /// Of what
+        #[command(flatten)]
+        of: BenchOf,
+        /// Checkpoints at each size
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+        count: u16,
+        /// Memory that a process in the guest has touched, in MiB
+        #[arg(long, value_name = "MB,…", value_delimiter = ',', default_value = "0,256,800")]
+        touched: Vec<u32>,
+    },
+}
+
+/// What is measured.
+#[derive(Debug, Args)]
+pub struct BenchOf {
+    /// Name or id of an image [default: a small one of our own, which is built]
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Memory at rest in MiB; an image without such a checkpoint is booted once more [default: what it has]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(256..=16384))]
+    pub memory: Option<u32>,
+}
+
+/// Forks.
+#[derive(Debug, Args)]
+pub struct BenchFork {
+    /// Of what
+    #[command(flatten)]
+    pub of: BenchOf,
+    /// How many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    pub count: u16,
+    /// How many at the same moment; the next so many follow when these are done
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// How they are made
+    #[arg(long, value_enum, default_value = "fork")]
+    pub arm: Arm,
+    /// Keep all of them until the last one is measured
+    #[arg(long)]
+    pub keep: bool,
+    /// Run no command in them: T1 to T3 only
+    #[arg(long)]
+    pub no_exec: bool,
+    /// Leave out what one costs in memory, idle and after a workload
+    #[arg(long)]
+    pub no_memory: bool,
+    /// So many at the same moment, and how long until the last is READY; 0 for none
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,4,16,64", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub fan_outs: Vec<u16>,
+    /// Also print where each microsecond of the fork with the median T3 went
+    #[arg(long)]
+    pub trace: bool,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -154,5 +253,16 @@ mod tests {
             let words = ["spore", "run", "img"].iter().chain(&bad).chain(&["--", "true"]);
             assert!(Cli::try_parse_from(words).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_benchmark_takes_a_hundred_samples_unless_told_otherwise() {
+        let cli = Cli::try_parse_from(["spore", "bench", "fork", "--fan-outs", "0"]).unwrap();
+        let Command::Bench(Bench::Fork(fork)) = cli.command else {
+            panic!()
+        };
+        assert_eq!((fork.count, fork.concurrency, fork.arm), (100, 1, Arm::Fork));
+        assert_eq!(fork.fan_outs, [0]);
+        assert!(Cli::try_parse_from(["spore", "bench", "fork", "--arm", "hot"]).is_err());
     }
 }

@@ -6,6 +6,7 @@ use spore_builder::{BuildError, ErrorCode};
 use spore_snapshot::store::StoreError;
 use spore_vmm::guest::{GuestError, ResizeError};
 
+use crate::bench::BenchError;
 use crate::demo::DemoError;
 use crate::ui;
 
@@ -107,6 +108,22 @@ impl From<GuestError> for Failure {
             code,
             message: error.to_string(),
             exit: FAILED,
+        }
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Build(error) => error.into(),
+            BenchError::Host(error) => error.into(),
+            BenchError::Store(error) => error.into(),
+            BenchError::Guest(error) => error.into(),
+            BenchError::Refused(why) => Self::refused("invalid_request", why),
+            BenchError::File { .. }
+            | BenchError::WrongOrigin { .. }
+            | BenchError::NoShells { .. }
+            | BenchError::Worker(_) => Self::internal(error),
         }
     }
 }

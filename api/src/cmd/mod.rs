@@ -1,5 +1,6 @@
 //! The commands.
 
+mod bench;
 mod build;
 mod demo;
 mod doctor;
@@ -22,6 +23,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Images => image::list(&cli.global),
         Command::Image(args) => image::run(&cli.global, args),
         Command::Run(args) => run::run(&cli.global, args),
+        Command::Bench(args) => bench::run(&cli.global, args),
         Command::Demo(args) => demo::run(&cli.global, args),
         Command::Doctor => doctor::run(&cli.global),
     }

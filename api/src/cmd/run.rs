@@ -9,11 +9,13 @@ use spore_builder::{Host, Variant};
 use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Image;
+use spore_vmm::clock::monotonic_ns;
 use spore_vmm::guest::{Agent, Granted, Guest};
 
 use super::{host, print_json};
 use crate::cli::{Global, Run};
 use crate::failure::Failure;
+use crate::timeline::Timeline;
 use crate::ui::{self, BuildProgress};
 
 /// `spore run` itself failed; the same number as docker's.
@@ -47,12 +49,18 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     }
 
     let started = Instant::now();
+    let asked_ns = monotonic_ns();
     let mut guest = Guest::fork(host.store(), &checkpoint)?;
     let mut agent = guest.agent(READY_LIMIT)?;
     agent.ping().map_err(|error| guest.explain(error))?;
     let ready = started.elapsed();
+    let answered_ns = monotonic_ns();
     let floor = checkpoint.manifest.floor_mb;
     let granted = guest.resize(&mut agent, args.memory.unwrap_or(floor))?;
+    if args.trace {
+        let timeline = Timeline::new(asked_ns, guest.trace(), &[("agent answers", answered_ns)]);
+        timeline.lines().iter().for_each(|line| eprintln!("{line}"));
+    }
     if global.verbose > 0 {
         say_times(&guest, ready, &granted);
     }

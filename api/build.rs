@@ -1,0 +1,24 @@
+//! Compiles the program that benchmarks run inside guests, static: what a base has to offer knows no C library.
+
+#![allow(clippy::expect_used, reason = "a build script says why it stops by panicking")]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+const SOURCE: &str = "guest/worker.rs";
+
+fn main() {
+    println!("cargo::rerun-if-changed={SOURCE}");
+    let rustc = std::env::var_os("RUSTC").expect("cargo says which compiler");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo says where to"));
+    let mut compile = Command::new(rustc);
+    compile
+        .args(["--edition=2024", "--crate-name", "worker"])
+        .args(["-Copt-level=3", "-Cpanic=abort"])
+        .args(["-Cstrip=symbols", "-Clto=fat", "-Ccodegen-units=1"])
+        .args(["-Ctarget-feature=+crt-static", "-Crelocation-model=static"])
+        .args([SOURCE, "-o"])
+        .arg(out.join("worker"));
+    let status = compile.status().expect("the compiler runs");
+    assert!(status.success(), "{compile:?}: {status}");
+}
