@@ -13,6 +13,7 @@ use crate::bench::live_fork::{self, LiveForkPlan};
 use crate::bench::{grow, render};
 use crate::cli::{Bench, BenchFork, BenchOf, Global};
 use crate::failure::Failure;
+use crate::ui;
 
 /// Runs a benchmark and prints what came of it.
 pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
@@ -84,14 +85,13 @@ fn find(host: &Host, of: &BenchOf, cpus: u8) -> Result<Target, Failure> {
 }
 
 fn say(line: &str) {
-    eprintln!("{line}");
+    ui::tell(format_args!("{line}"));
 }
 
 fn show<T: Serialize>(global: &Global, report: &T, render: fn(&T) -> String) -> Result<(), Failure> {
     if global.json {
-        print_json(&serde_json::to_value(report).map_err(Failure::internal)?);
+        print_json(&serde_json::to_value(report).map_err(Failure::internal)?)
     } else {
-        print!("{}", render(report));
+        ui::line(format_args!("{}", render(report).trim_end()))
     }
-    Ok(())
 }

@@ -59,7 +59,10 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     let granted = guest.resize(&mut agent, args.memory.unwrap_or(floor))?;
     if args.trace {
         let timeline = Timeline::new(asked_ns, guest.trace(), &[("agent answers", answered_ns)]);
-        timeline.lines().iter().for_each(|line| eprintln!("{line}"));
+        timeline
+            .lines()
+            .iter()
+            .for_each(|line| ui::tell(format_args!("{line}")));
     }
     if global.verbose > 0 {
         say_times(&guest, ready, &granted);
