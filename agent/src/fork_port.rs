@@ -184,19 +184,16 @@ impl ForkPort {
     /// # Errors
     /// When there is none, or `/dev/mem` does not let us at it.
     pub fn open() -> io::Result<Self> {
-        let memory = rustix::fs::open(
-            "/dev/mem",
-            OFlags::RDWR | OFlags::SYNC | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let registers = Page::map(&memory, REGISTERS)?;
+        let memory = |how| rustix::fs::open("/dev/mem", OFlags::RDWR | OFlags::CLOEXEC | how, Mode::empty());
+        let registers = Page::map(&memory(OFlags::SYNC)?, REGISTERS)?;
         if registers.read(MAGIC) != MAGIC_VALUE {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 "this machine has no fork port",
             ));
         }
-        let mailbox = Page::map(&memory, MAILBOX)?;
+        // Memory like any other: without O_SYNC it is cached (mem(4)), and reading it costs next to nothing.
+        let mailbox = Page::map(&memory(OFlags::empty())?, MAILBOX)?;
         let random = File::options().write(true).open("/dev/urandom")?;
         let port = Self {
             registers,

@@ -214,12 +214,12 @@ impl DeviceSet {
         &self.kicks
     }
 
-    /// Looks at every queue again: a kick may have been lost on the way into a checkpoint.
+    /// Looks at every queue of these devices again: a kick may have been lost on the way into a checkpoint.
     ///
     /// # Errors
     /// [`LostInterrupt`].
-    pub fn kick_all(&self, ram: &Ram) -> Result<(), LostInterrupt> {
-        for slot in Slot::ALL {
+    pub fn kick_all(&self, slots: &[Slot], ram: &Ram) -> Result<(), LostInterrupt> {
+        for &slot in slots {
             lock(self.virtio(slot)).kick_all(&vm_memory::GuestAddressSpace::memory(ram.view()))?;
             self.settle.finish(ram);
         }

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::device_set::{DeviceSet, lock};
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::ForkPort;
+use crate::layout::Slot;
 use crate::ram::Ram;
 
 /// Epoll data of the stop event.
@@ -110,8 +111,13 @@ impl IoLoop {
     }
 
     fn serve(&mut self) -> Result<(), LostInterrupt> {
-        // Kicks that came before the pause may have been counted and not served.
-        self.devices.kick_all(&self.ram)?;
+        // Kicks that came before the pause may have been counted and not served. A fork hears that its connections
+        // are gone when it is awake: the interrupt for it would be the first thing that its kernel does.
+        let asleep = !self.port.is_awake();
+        let slots = Slot::ALL
+            .into_iter()
+            .filter(|slot| !asleep || *slot != Slot::Vsock);
+        self.devices.kick_all(&slots.collect::<Vec<_>>(), &self.ram)?;
         let mut events = vec![EpollEvent::default(); 64];
         loop {
             let more = self.pump_vsock()?;
@@ -127,6 +133,7 @@ impl IoLoop {
                     Source::Listener => self.accept(),
                     Source::Awoken => {
                         let _ = self.port.awoken_event().read();
+                        self.devices.kick_all(&[Slot::Vsock], &self.ram)?;
                         // Its kernel too: programs that watch the generation id reseed.
                         self.devices.generation_line.trigger()?;
                     }

@@ -53,7 +53,7 @@ impl KvmKind {
     pub fn guest_options(self) -> &'static str {
         match self {
             Self::Pvm => {
-                "noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000 \
+                "no-kvmapf noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000 \
                  clocksource=kvm-clock noreplace-smp rodata=off percpu_alloc=page \
                  thash_entries=1024 uhash_entries=256 dhash_entries=8192 ihash_entries=8192"
             }
