@@ -307,7 +307,7 @@ impl Walk {
     }
 
     fn write(&mut self, index: usize, amount: u64) {
-        let place = if amount % 2 == 0 { "/run" } else { "/var" };
+        let place = if amount.is_multiple_of(2) { "/run" } else { "/var" };
         let path = format!("{place}/file-{}", amount / 2 % 8);
         let seed = amount >> 8;
         self.did(format!("write {path} in {index}"));
