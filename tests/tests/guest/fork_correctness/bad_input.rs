@@ -267,7 +267,8 @@ pub fn an_owner_killed_in_the_middle_of_a_checkpoint_leaves_no_half_of_one() {
         drop(owner);
         left::soon_nothing(Duration::from_secs(5), || left::processes_using(root));
         let store = Store::open(root).unwrap();
-        assert_eq!(left::in_store(root), [""; 0]);
+        // A socket is listed for a moment longer than its process.
+        nothing_is_left(root);
         for (id, manifest) in store.list_checkpoints().unwrap() {
             manifest.unwrap();
             store.open_checkpoint_with(&id, Trust::Nothing).unwrap();
