@@ -22,8 +22,8 @@ fn fork_of(copy: &Copy, id: &CheckpointId) -> Result<Guest, GuestError> {
     Guest::fork(copy.store(), &checkpoint)
 }
 
-/// A checkpoint of a guest that has this for a hook, and why it cannot be forked.
-fn with_hook(script: &str) -> GuestError {
+/// A checkpoint of a guest that has this for a hook: why it cannot be forked, and after how long that is told.
+fn with_hook(script: &str) -> (GuestError, Duration) {
     let store = image().store();
     let mut parent = image().fork();
     let stall = parent
@@ -37,29 +37,27 @@ fn with_hook(script: &str) -> GuestError {
     written.unwrap();
     let id = checkpoint_of(&mut parent, store);
     let checkpoint = store.open_checkpoint(&id).unwrap();
+    let started = Instant::now();
     let error = Guest::fork(store, &checkpoint).err().expect("it was handed out");
+    let took = started.elapsed();
     // The guest that it is a checkpoint of has nothing to do with it.
     is_whole(&mut parent);
     store.delete_checkpoint(&id).unwrap();
-    error
+    (error, took)
 }
 
 pub fn a_guest_that_never_says_ready_is_destroyed_after_a_limit() {
-    let started = Instant::now();
-    match with_hook("exec /run/stall") {
+    let (error, took) = with_hook("exec /run/stall");
+    match error {
         GuestError::Unreachable { limit, .. } => assert_eq!(limit, Duration::from_secs(30)),
         other => panic!("{other:?}"),
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(90),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!((30..60).contains(&took.as_secs()), "{took:?}");
 }
 
 pub fn a_fork_that_ends_before_it_is_ready_is_told_with_how() {
-    let started = Instant::now();
-    match with_hook("echo c >/proc/sysrq-trigger") {
+    let (error, took) = with_hook("echo c >/proc/sysrq-trigger");
+    match error {
         GuestError::Vm(VmError::Ended { ended, console }) => {
             assert_eq!(ended, Ended::Panic);
             // Its last lines are those of the stack.
@@ -67,11 +65,7 @@ pub fn a_fork_that_ends_before_it_is_ready_is_told_with_how() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(
-        started.elapsed() < Duration::from_secs(25),
-        "it is not waited for: {:?}",
-        started.elapsed()
-    );
+    assert!(took < Duration::from_secs(25), "it is not waited for: {took:?}");
 }
 
 pub fn a_guest_that_hammers_its_fork_port_harms_nobody_else() {
@@ -247,8 +241,10 @@ pub fn few_descriptors(root: &Path) {
                 made.iter_mut().for_each(is_whole);
             }
         }
-        // The parent goes on, and nobody is left who was not waited for, and nothing that was begun.
+        // The parent goes on, and nobody is left who was not waited for. To remove a directory takes descriptors too:
+        // what could not be removed is nobody's, and goes when the store is next opened.
         is_whole(&mut parent);
+        Store::open(root).unwrap();
         assert_eq!(std::fs::read_dir(root.join("tmp")).unwrap().count(), 0);
         left::soon_nothing(Duration::from_secs(5), || {
             let mut children = left::children();
@@ -271,7 +267,8 @@ pub fn an_owner_killed_in_the_middle_of_a_checkpoint_leaves_no_half_of_one() {
         drop(owner);
         left::soon_nothing(Duration::from_secs(5), || left::processes_using(root));
         let store = Store::open(root).unwrap();
-        assert_eq!(left::in_store(root), [""; 0]);
+        // A socket is listed for a moment longer than its process.
+        nothing_is_left(root);
         for (id, manifest) in store.list_checkpoints().unwrap() {
             manifest.unwrap();
             store.open_checkpoint_with(&id, Trust::Nothing).unwrap();

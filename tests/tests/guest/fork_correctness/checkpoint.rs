@@ -1,6 +1,7 @@
 //! Checkpoints of guests that run, and of which the writing fails.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use spore_snapshot::store::Store;
@@ -106,15 +107,10 @@ pub fn a_full_disk_harms_nothing() {
     let copy = image().copy();
     let root = copy.store().root();
     // In a mount namespace of its own, which ends with it.
-    let mount = format!(
-        "mount -t tmpfs -o {ROOM} spore-tests '{}/tmp' && exec \"$0\"",
-        root.display()
-    );
     let mut unshare = vec!["unshare", "--mount"];
     if !rustix::process::geteuid().is_root() {
         unshare.extend(["--user", "--map-root-user"]);
     }
-    unshare.extend(["sh", "-c", &mount]);
     role::start_through(&unshare, "full disk", root).finish();
     nothing_is_left(root);
 }
@@ -126,6 +122,11 @@ pub fn full_disk(root: &Path) {
     parent.sh(&hold::start(48, 51, "/run/hold"));
     assert_eq!(parent.sh(&hold::ask("/run/hold")), hold::expected(48, 51));
     mark(&mut parent, "before");
+    let tmp = root.join("tmp");
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", ROOM, "spore-tests"])
+        .arg(&tmp));
     for _ in 0..2 {
         let error = parent.checkpoint(&store, plan(&store)).unwrap_err().to_string();
         assert!(error.contains("no space"), "{error}");
@@ -133,4 +134,6 @@ pub fn full_disk(root: &Path) {
         harmed_nothing(&mut parent, &store, 1);
     }
     assert_eq!(parent.sh(&hold::ask("/run/hold")), hold::expected(48, 51));
+    run(Command::new("umount").arg(&tmp));
+    can_be_checkpointed(&mut parent, &store);
 }
