@@ -50,16 +50,25 @@ STEPS = {
 }
 
 
+def intervals(arms):
+    header("arm", "", *PERCENTILES, "succeeded", "load")
+    for arm, result in arms:
+        for step, name in STEPS.items():
+            if result["intervals"][step] is not None:
+                succeeded = f"{result['succeeded']} of {result['count']}"
+                cells(f"`{arm}`", name, *percentiles(result["intervals"][step]), succeeded, load(result))
+
+
 def forks(results):
     arms = [(arm, results[arm]) for arm in ("shell", "fork", "cold") if arm in results]
     if not arms:
         return
     print("\n### Forks\n\nMilliseconds since the fork was asked for.")
-    header("arm", "", *PERCENTILES, "succeeded", "load")
-    for arm, result in arms:
-        for step, name in STEPS.items():
-            succeeded = f"{result['succeeded']} of {result['count']}"
-            cells(f"`{arm}`", name, *percentiles(result["intervals"][step]), succeeded, load(result))
+    intervals(arms)
+    first = [(arm, results[f"{arm}-first"]) for arm, _ in arms if f"{arm}-first" in results]
+    if first:
+        print("\nThe same with a real-time priority (`chrt --fifo 1`), no command run in them.")
+        intervals(first)
     print("\nMemory of one fork, the median of five that are alive at once.")
     header("arm", "idle: private dirty", "idle: PSS", "after 64 MiB: private dirty", "after 64 MiB: PSS")
     for arm, result in arms:
@@ -142,7 +151,8 @@ def grow(results):
 
 def traces(results):
     for arm in ("shell", "fork", "cold"):
-        marks = results.get(arm, {}).get("trace")
+        result = results.get(f"{arm}-first") or results.get(arm) or {}
+        marks = result.get("trace")
         if not marks:
             continue
         print(f"\n### Where the time goes, arm `{arm}`: the fork with the median T3\n")
