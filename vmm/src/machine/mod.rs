@@ -3,7 +3,7 @@
 //! A [`Machine`] stands still and belongs to one thread: it can be saved, changed, or set going. A
 //! [`Running`] machine has a thread a vCPU and one for I/O; pausing it joins them all, so that the
 //! process is single-threaded at that moment (and may `fork(2)`). Cold boot and restore are
-//! constructors of their own: [`boot`](Machine::boot), [`restore`](Machine::restore).
+//! constructors of their own: [`boot`](Machine::boot), and [`into_machine`](Template::into_machine) for what was saved.
 
 mod boot;
 mod image;

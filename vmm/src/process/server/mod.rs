@@ -1,7 +1,7 @@
 //! The VM process: one thread that answers its owner, beside those of the machine.
 //!
 //! A process begins empty. It cold-boots a machine, or it becomes a **template**, a machine at rest, by loading a
-//! checkpoint or by being forked ([`copies`]). A template can be forked, saved ([`saving`]), and at last be made a
+//! checkpoint or by being forked (`copies`). A template can be forked, saved (`saving`), and at last be made a
 //! machine of. Whatever it is, it ends when its owner closes the control stream.
 
 mod copies;
