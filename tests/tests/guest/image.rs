@@ -157,9 +157,14 @@ impl Image {
     /// A copy of the image in a data directory of its own.
     pub fn copy(&self) -> Copy {
         let scratch = Scratch::new();
-        for part in ["bases", "layers", "checkpoints", "images"] {
-            data::copy(&self.store().root().join(part), scratch.path());
+        let root = self.store().root();
+        for part in ["bases", "layers", "images"] {
+            data::copy(&root.join(part), scratch.path());
         }
+        // Not those that other tests make and delete meanwhile.
+        let checkpoints = scratch.path().join("checkpoints");
+        std::fs::create_dir(&checkpoints).unwrap();
+        data::copy(&self.store().checkpoint_dir(&self.checkpoint()), &checkpoints);
         let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
         Copy {
             host,

@@ -6,7 +6,6 @@ use spore_snapshot::CheckpointId;
 use spore_snapshot::checkpoint::{CheckpointKind, DiskRecord, KernelRecord};
 use spore_snapshot::store::{CheckpointMeta, Store};
 
-use super::live_fork::Stop;
 use super::{Guest, GuestError, SplitTimes};
 use crate::layout::MIB;
 
@@ -24,8 +23,8 @@ pub struct CheckpointPlan {
 impl Guest {
     /// Writes the guest's memory, state and disk into the store, all as of one instant.
     ///
-    /// The guest stands still for a moment at its fork port, so that copies wake there (or where it is, if its agent
-    /// knows no fork port), and its process forks. The guest runs on while the fork writes.
+    /// The guest stands still for a moment at its fork port, so that copies wake there, and its process forks. The
+    /// guest runs on while the fork writes.
     ///
     /// # Errors
     /// [`GuestError`]; nothing is left in the store then, and the guest runs on if it can.
@@ -43,7 +42,7 @@ impl Guest {
         plan: CheckpointPlan,
     ) -> Result<(CheckpointId, SplitTimes), GuestError> {
         let writer = store.begin_checkpoint()?;
-        let (mut copy, times) = self.split(Stop::PortOrAnywhere)?;
+        let (mut copy, times) = self.split()?;
         let saved = copy.save(&writer.directory());
         drop(copy);
         // What was frozen becomes layers whatever came of the save: the guest's disk lies on it.

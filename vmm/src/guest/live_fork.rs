@@ -17,15 +17,6 @@ const SLEEP_LIMIT: Duration = Duration::from_secs(60);
 /// Most forks at once.
 const MAX_FORKS: usize = 64;
 
-/// Where a guest may be stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
-    /// At its fork port, or not at all.
-    Port,
-    /// At its fork port, or wherever it is if its agent refuses to go there.
-    PortOrAnywhere,
-}
-
 /// How long a guest stood still, and what happened meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitTimes {
@@ -44,8 +35,10 @@ pub struct LiveFork {
 }
 
 impl Guest {
-    /// Stops the guest for a moment and forks its process. The fork is a template of that instant.
-    pub(super) fn split(&mut self, stop: Stop) -> Result<(VmHandle, SplitTimes), GuestError> {
+    /// Stops the guest for a moment at its fork port and forks its process. The fork is a template of that instant.
+    ///
+    /// A guest whose agent cannot go there is not split: nobody could tell a copy of it that it is one.
+    pub(super) fn split(&mut self) -> Result<(VmHandle, SplitTimes), GuestError> {
         self.vm.arm_fork_port()?;
         let mut agent = self.agent(SLEEP_LIMIT)?;
         let limited = agent.stream().set_read_timeout(Some(SLEEP_LIMIT));
@@ -56,21 +49,15 @@ impl Guest {
         let asleep = agent.sleep();
         // It goes to its port when we have hung up.
         drop(agent);
-        let at_port = match (asleep, stop) {
-            (Ok(()), _) => Some(SLEEP_LIMIT),
-            (Err(ClientError::Refused(why)), Stop::PortOrAnywhere) => {
-                tracing::info!(%why, "checkpoint without the fork port");
-                None
-            }
-            (Err(ClientError::Refused(why)), Stop::Port) => {
-                return Err(GuestError::NoForkPort { why: why.to_string() });
-            }
-            (Err(error), _) => return Err(self.explain(error)),
-        };
+        match asleep {
+            Ok(()) => {}
+            Err(ClientError::Refused(why)) => return Err(GuestError::NoForkPort { why: why.to_string() }),
+            Err(error) => return Err(self.explain(error)),
+        }
         // A new name each time: a split that failed may have used it.
         self.overlays += 1;
         let next = self.overlay(self.overlays);
-        let (copy, split) = self.vm.split(at_port, &next)?;
+        let (copy, split) = self.vm.split(SLEEP_LIMIT, &next)?;
         let mut trace = Trace::default();
         trace.mark_at("stopped", split.stopped_ns);
         trace.extend(split.trace);
@@ -102,7 +89,7 @@ impl Guest {
         // Until the forks pin them, nothing else keeps the frozen layers from being collected.
         let _hold = store.hold()?;
         let asked = monotonic_ns();
-        let (mut copy, times) = self.split(Stop::Port)?;
+        let (mut copy, times) = self.split()?;
         // Forked one after the other, since each is a fork of the one copy; the rest is theirs alone.
         let made: Vec<_> = identities
             .iter()

@@ -68,8 +68,8 @@ pub enum GuestError {
         /// The last lines of the console.
         console: String,
     },
-    /// The guest cannot be forked while it runs.
-    #[error("this guest cannot be forked while it runs: {why}")]
+    /// Copies of the guest could not be told that they are copies.
+    #[error("this guest cannot be copied, since its copies would have its random numbers and ids: {why}")]
     NoForkPort {
         /// Why not.
         why: String,

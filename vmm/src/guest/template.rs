@@ -19,6 +19,9 @@ use crate::wake_set::WakeSet;
 /// How long a fork may take to become who it should be.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long the end of a fork that never was ready may take to be told: its threads are joined first.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long the steps of waking took, from when the fork was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ForkTimes {
@@ -301,13 +304,16 @@ fn wake(guest: &mut Guest, identity: &Identity, asked_ns: u64) -> Result<(), Gue
 /// A fork that could not become who it should be is not handed out.
 fn check_awake(guest: &mut Guest, woke: &Woke) -> Result<(), GuestError> {
     match (woke.at_port, woke.ready_ns, woke.failed) {
-        (false, ..) | (true, Some(_), None) => Ok(()),
+        (true, Some(_), None) => Ok(()),
+        (false, ..) => Err(GuestError::NoForkPort {
+            why: "it was not saved at its fork port".to_owned(),
+        }),
         (true, _, Some(repair)) => Err(GuestError::Identity {
             repair,
             why: woke.why.clone(),
             console: guest.console_tail(),
         }),
-        (true, None, None) => match guest.vm.wait_end(Duration::from_millis(1))? {
+        (true, None, None) => match guest.vm.wait_end(END_LIMIT)? {
             Some(ended) => Err(VmError::Ended {
                 ended,
                 console: guest.console_tail(),

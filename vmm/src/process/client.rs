@@ -185,13 +185,9 @@ impl VmHandle {
     ///
     /// # Errors
     /// [`VmError`]; the machine runs on if it can.
-    pub fn split(
-        &mut self,
-        at_port: Option<Duration>,
-        next_overlay: &Path,
-    ) -> Result<(Self, Split), VmError> {
+    pub fn split(&mut self, at_port: Duration, next_overlay: &Path) -> Result<(Self, Split), VmError> {
         let spec = SplitSpec {
-            at_port_ms: at_port.map(millis),
+            at_port_ms: millis(at_port),
             next_overlay: next_overlay.to_owned(),
         };
         let (control, reply) = self.ask_for_fork(&Request::Split(spec))?;

@@ -144,8 +144,8 @@ pub struct WakeSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SplitSpec {
-    /// Stop it where it reads its fork port, waiting so many milliseconds at most; absent: wherever it is.
-    pub at_port_ms: Option<u64>,
+    /// How long to wait at most until it stands at its fork port, in milliseconds.
+    pub at_port_ms: u64,
     /// Where the machine's disk goes on.
     pub next_overlay: PathBuf,
 }

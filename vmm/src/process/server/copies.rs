@@ -82,7 +82,7 @@ impl Server {
     pub(super) fn split(&mut self, spec: &SplitSpec, descriptor: Option<OwnedFd>) -> Answer {
         let control = control_of_child(descriptor)?;
         let mut trace = Trace::default();
-        let (machine, stopped_ns) = self.stop(spec.at_port_ms)?;
+        let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
         let forked = self.still(&machine, spec, &mut trace).and_then(|(state, disk)| {
             // SAFETY: the machine's threads were joined when it was stopped.
@@ -114,16 +114,9 @@ impl Server {
         }
     }
 
-    /// Stops the machine, and says since when it stands.
-    fn stop(&mut self, at_port_ms: Option<u64>) -> Result<(Machine, u64), Failure> {
+    /// Stops the machine at its fork port, and says since when it stands.
+    fn stop(&mut self, limit: Duration) -> Result<(Machine, u64), Failure> {
         let running = self.take_running("split")?;
-        let Some(limit) = at_port_ms.map(Duration::from_millis) else {
-            let stopped = monotonic_ns();
-            return match running.pause() {
-                Ok(machine) => Ok((machine, stopped)),
-                Err(ended) => Err(self.over(ended)),
-            };
-        };
         let port = running.fork_port().clone();
         match running.pause_at_port(limit) {
             Ok(Ok(machine)) => Ok((machine, port.reported().parked_ns.unwrap_or_else(monotonic_ns))),
