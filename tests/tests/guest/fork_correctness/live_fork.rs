@@ -16,7 +16,7 @@ use crate::image::{FLOOR_MB, On, image};
 use crate::restored::file_system_is_clean;
 
 /// Counts in memory and on disk, the disk first, until `/run/stop` is there.
-const COUNTING: &str = "i=0; while [ ! -e /run/stop ]; do i=$((i + 1)); echo $i >/var/count; echo $i >/run/count; \
+const COUNTING: &str = "i=0; while [ ! -e /run/stop ]; do i=$((i + 1)); echo $i >>/var/count; echo $i >>/run/count; \
     done; echo counted to $i";
 
 /// A program that counts, over a connection of its own.
@@ -27,18 +27,13 @@ pub fn counting(sandbox: &mut Sandbox) -> JoinHandle<ExecOutput> {
     counts
 }
 
-/// How far it has come.
+/// How far it has come. Of a file that only grows the last whole line counts, whenever it is read and whenever its
+/// program ended.
 pub fn count(sandbox: &mut Sandbox, place: &str) -> u64 {
-    loop {
-        let bytes = sandbox.get(&format!("{place}/count")).unwrap_or_default();
-        // Empty between being truncated and being written.
-        if let Ok(count) = String::from_utf8(bytes).unwrap().trim().parse() {
-            return count;
-        }
-        if sandbox.get("/run/count").is_none() {
-            return 0;
-        }
-    }
+    let bytes = sandbox.get(&format!("{place}/count")).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().last().map_or(0, |line| line.parse().unwrap())
 }
 
 /// Ends it, and says how far it came.
