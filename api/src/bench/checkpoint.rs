@@ -14,7 +14,6 @@ use super::host::HostReport;
 use super::image::Target;
 use super::source::nanos;
 use super::stats::{Percentiles, median};
-use super::worker;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -85,14 +84,7 @@ pub fn run(
             "{} checkpoints of a guest of {} MiB that has touched {touched_mb}",
             plan.count, target.memory_mb
         ));
-        let mut guest = Guest::fork(host.store(), &checkpoint)?;
-        if !target.has_worker {
-            worker::install(&mut guest)?;
-        }
-        let _holding = match touched_mb {
-            0 => None,
-            touched_mb => Some(worker::touch(&mut guest, touched_mb)?),
-        };
+        let (mut guest, _holding) = target.touched(host, &checkpoint, touched_mb)?;
         report
             .sizes
             .push(size(host, &mut guest, touched_mb, plan.count, &save)?);

@@ -6,9 +6,10 @@ use serde_json::json;
 use spore_builder::{BuildError, Host, HostMemory, Limits, Manifest, Variant};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Checkpoint;
+use spore_vmm::guest::Guest;
 
 use super::BenchError;
-use super::worker;
+use super::worker::{self, Holding};
 use crate::ui::BuildProgress;
 
 /// Our own image: base busybox and the program that guests work with.
@@ -84,6 +85,27 @@ impl Target {
     /// [`BenchError::Store`].
     pub fn open(&self, host: &Host) -> Result<Checkpoint, BenchError> {
         Ok(host.store().open_checkpoint(&self.checkpoint)?)
+    }
+
+    /// A guest that has touched so many MiB, and what holds them in it.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn touched(
+        &self,
+        host: &Host,
+        checkpoint: &Checkpoint,
+        megabytes: u32,
+    ) -> Result<(Guest, Option<Holding>), BenchError> {
+        let mut guest = Guest::fork(host.store(), checkpoint)?;
+        if !self.has_worker {
+            worker::install(&mut guest)?;
+        }
+        let holding = match megabytes {
+            0 => None,
+            megabytes => Some(worker::touch(&mut guest, megabytes)?),
+        };
+        Ok((guest, holding))
     }
 }
 

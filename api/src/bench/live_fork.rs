@@ -11,7 +11,7 @@ use super::host::HostReport;
 use super::image::Target;
 use super::source::nanos;
 use super::stats::Percentiles;
-use super::worker::{self, Watching};
+use super::worker::Watching;
 
 /// How long a process in the guest watches the clock each time, in milliseconds.
 const WATCH_MS: u64 = 1500;
@@ -93,14 +93,7 @@ pub fn run(
             "{} live forks of a guest of {} MiB that has touched {touched_mb}",
             plan.count, target.memory_mb
         ));
-        let mut guest = Guest::fork(host.store(), &checkpoint)?;
-        if !target.has_worker {
-            worker::install(&mut guest)?;
-        }
-        let _holding = match touched_mb {
-            0 => None,
-            touched_mb => Some(worker::touch(&mut guest, touched_mb)?),
-        };
+        let (mut guest, _holding) = target.touched(host, &checkpoint, touched_mb)?;
         let size = size(host, &mut guest, touched_mb, plan.count, &mut report.errors)?;
         report.sizes.push(size);
     }

@@ -63,30 +63,10 @@ impl Overlay {
         Self::with_file(file, path, virtual_size, lower, durability)
     }
 
-    /// As [`Overlay::create`], in an empty file that is open for reading and writing (for example one without
-    /// a name, that goes away with its last user).
+    /// As [`Overlay::create`], in an empty file that is open for reading and writing. `path` is what errors call it.
     ///
     /// # Errors
     /// As [`Overlay::create`]; or the file is not empty.
-    pub fn create_in(
-        file: File,
-        virtual_size: u64,
-        lower: Vec<Arc<Layer>>,
-        durability: Durability,
-    ) -> Result<Self, DiskError> {
-        Self::create_named(
-            file,
-            Path::new("(unnamed overlay)"),
-            virtual_size,
-            lower,
-            durability,
-        )
-    }
-
-    /// As [`Overlay::create_in`], in a file whose name is known.
-    ///
-    /// # Errors
-    /// As [`Overlay::create_in`].
     pub fn create_named(
         file: File,
         path: &Path,
