@@ -1,14 +1,13 @@
 //! Sleeping and waking at the fork port (see [`spore_protocol::fork_port`]).
 //!
-//! Between waking and being ready there is as little as there can be: four system calls, and no
-//! page that was not touched before. So everything is opened, looked up and rehearsed before the
-//! agent goes to sleep. The thread that sleeps there is a real-time one, so that on its processor
-//! no other program comes first in the fork.
+//! Between waking and being ready there is as little as there can be: `wake.rs` has it, and here is what is
+//! before and after it. Everything is opened, looked up and rehearsed before the agent goes to sleep. The
+//! thread that sleeps there is a real-time one, so that on its processor no other program comes first in
+//! the fork.
 //!
-//! The order of repairs: random numbers first, since everything that starts in the fork may draw
-//! some; what programs read next; the hooks last, which are programs themselves.
+//! The order of repairs: the clock, the name and random numbers, since everything that starts in the fork may
+//! draw some; what programs read next; the hooks last, which are programs themselves.
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::hint::black_box;
@@ -21,28 +20,18 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::time::{ClockId, Timespec};
+use rustix::time::ClockId;
 use spore_protocol::fork_port::{
-    CLOCK, FORK, MAGIC, MAGIC_VALUE, MAILBOX, MAX_HOSTNAME_BYTES, MailboxError, PAGE_BYTES, READY, REGISTERS,
-    Repair, WOKE, Wake, boot_id_text, machine_id_text,
+    Head, MAGIC, MAGIC_VALUE, MAILBOX, MAX_HOSTNAME_BYTES, MailboxError, PAGE_BYTES, READY, REGISTERS,
+    Repair, Wake,
 };
 
 use crate::conversation::Agent;
 use crate::hooks::{self, HookError};
-use crate::status::{clock_ns, draw_nonce};
+use crate::status::draw_nonce;
 use crate::sys::{self, lock};
 use crate::views::View;
-
-/// `_IOW('R', 0x03, int[2])` and `_IO('R', 0x07)` (include/uapi/linux/random.h).
-const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
-const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
-
-/// How far a fork's clock may be from the host's, in nanoseconds.
-const CLOCK_NS: u64 = 20_000_000;
-/// How often it is set until it is not further.
-const CLOCK_TRIES: usize = 100;
-/// Heap that is touched before the agent sleeps, for what is made of the mailbox after it woke.
-const WARM_BYTES: usize = 64 * 1024;
+use crate::wake::{Mailbox, Text, Waker, Woke};
 
 /// The two pages and what waking needs.
 #[derive(Debug)]
@@ -50,15 +39,14 @@ pub struct ForkPort {
     registers: Page,
     mailbox: Page,
     random: File,
-    /// The generation we know ourselves to be.
-    generation: Mutex<[u8; 16]>,
+    waker: Mutex<Box<Waker>>,
 }
 
 #[derive(Debug)]
 struct Page(NonNull<u8>);
 
 // SAFETY: the page stays mapped for the life of the process, and is only accessed by volatile
-// reads and writes, by the one thread that sleeps (it holds the lock on `generation`).
+// reads and writes, by the one thread that sleeps (it holds the lock on `waker`).
 unsafe impl Send for Page {}
 // SAFETY: as above.
 unsafe impl Sync for Page {}
@@ -93,11 +81,6 @@ impl Page {
         unsafe { self.at::<u32>(register).read_volatile() }
     }
 
-    fn read_64(&self, register: u64) -> u64 {
-        // SAFETY: as in `read`.
-        unsafe { self.at::<u64>(register).read_volatile() }
-    }
-
     fn write(&self, register: u64, value: u32) {
         // SAFETY: as in `read`.
         unsafe { self.at::<u32>(register).write_volatile(value) };
@@ -119,11 +102,11 @@ impl Page {
     }
 
     /// Copies the page, which another machine's mind may have changed since.
-    fn copy(&self, into: &mut [u64; PAGE_BYTES / 8]) {
-        for (index, word) in into.iter_mut().enumerate() {
-            // SAFETY: the index is below the number of words of the page.
-            *word = unsafe { self.0.as_ptr().cast::<u64>().add(index).read_volatile() };
-        }
+    fn copy(&self) -> [u8; PAGE_BYTES] {
+        std::array::from_fn(|index| {
+            // SAFETY: the index is below the number of bytes of the page.
+            unsafe { self.0.as_ptr().add(index).read_volatile() }
+        })
     }
 }
 
@@ -163,6 +146,27 @@ impl<'a> Plan<'a> {
         }
     }
 
+    fn text(view: &Result<&View, String>) -> Option<Text> {
+        view.as_ref().ok().map(|view| view.text())
+    }
+
+    fn no_hooks(&self) -> bool {
+        self.hooks.as_ref().is_ok_and(Vec::is_empty)
+    }
+
+    /// A repair that failed at waking, in words.
+    fn failed(&self, repair: Repair, errno: i32) -> Failed {
+        let view = match repair {
+            Repair::MachineId => self.machine_id.as_ref().err(),
+            Repair::BootId => self.boot_id.as_ref().err(),
+            _ => None,
+        };
+        let why = view
+            .cloned()
+            .unwrap_or_else(|| io::Error::from_raw_os_error(errno).to_string());
+        Failed(repair, why)
+    }
+
     fn run_hooks(&self, limit_ms: u32) -> Result<(), Failed> {
         let hooks = match &self.hooks {
             Ok(hooks) if hooks.is_empty() => return Ok(()),
@@ -195,128 +199,87 @@ impl ForkPort {
         // Memory like any other: without O_SYNC it is cached (mem(4)), and reading it costs next to nothing.
         let mailbox = Page::map(&memory(OFlags::empty())?, MAILBOX)?;
         let random = File::options().write(true).open("/dev/urandom")?;
-        let port = Self {
+        let mut waker = Waker::new(registers.0, mailbox.0, random.as_raw_fd());
+        waker.adopt_generation();
+        Ok(Self {
             registers,
             mailbox,
             random,
-            generation: Mutex::new([0; 16]),
-        };
-        // Whoever we are now, we are it rightfully.
-        if let Ok(Some(wake)) = port.look() {
-            *lock(&port.generation) = wake.generation;
-        }
-        Ok(port)
+            waker: Mutex::new(waker),
+        })
     }
 
     /// Goes to sleep, to be checkpointed; returns in the machine that was and in every fork of it,
     /// in a fork with its identity repaired and the host told.
     pub fn sleep(&self, agent: &Agent) {
-        let mut generation = lock(&self.generation);
+        let mut waker = lock(&self.waker);
         let plan = Plan::make(agent);
-        self.rehearse();
+        waker.plan(
+            Plan::text(&plan.machine_id),
+            Plan::text(&plan.boot_id),
+            plan.no_hooks(),
+        );
+        self.rehearse(&mut waker);
         sys::go_first(true);
         wait_for_tick();
-        self.registers.read(FORK);
-        // Where it is no fork that goes on here, nobody listens.
-        self.registers.write(WOKE, 1);
-        // A fork's mailbox names another generation; ours does not, or nothing.
-        match self.look() {
-            Ok(Some(wake)) if wake.generation == *generation => {}
-            Ok(None) => {}
-            Ok(Some(wake)) => {
-                *generation = wake.generation;
-                // Random bytes and an environment with who knows what in it: neither stays to be found, in
-                // memory or in a checkpoint of this fork.
-                self.mailbox.clear();
-                match self.repair(wake, &plan) {
-                    Ok(()) => self.registers.write(READY, 0),
-                    Err(failed) => self.give_up(&failed),
-                }
-            }
-            Err(MailboxError::Variable(name)) => self.give_up(&Failed(Repair::Environment, name)),
-            Err(error) => self.give_up(&Failed(Repair::Mailbox, error.to_string())),
+        match waker.sleep() {
+            Woke::Same | Woke::Ready => {}
+            Woke::More => match self.become_more(&plan) {
+                Ok(()) => self.registers.write(READY, 0),
+                Err(failed) => self.give_up(&failed),
+            },
+            Woke::Failed(Repair::Mailbox, _) => self.give_up(&self.malformed()),
+            Woke::Failed(repair, errno) => self.give_up(&plan.failed(repair, errno)),
         }
         sys::go_first(false);
     }
 
-    fn look(&self) -> Result<Option<Wake>, MailboxError> {
-        let mut words = [0; PAGE_BYTES / 8];
-        self.mailbox.copy(&mut words);
-        let mut page = [0; PAGE_BYTES];
-        for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *bytes = word.to_ne_bytes();
-        }
-        Wake::from_page(&page)
-    }
-
-    fn repair(&self, wake: Wake, plan: &Plan<'_>) -> Result<(), Failed> {
-        let shown = |view: &Result<&View, String>, text: &[u8]| match view {
-            Ok(view) => view.show(text).map_err(|error| error.to_string()),
-            Err(why) => Err(why.clone()),
-        };
-        self.reseed(&wake.entropy, 512)
-            .map_err(Failed::at(Repair::Entropy))?;
-        shown(&plan.machine_id, &machine_id_text(wake.machine_id)).map_err(Failed::at(Repair::MachineId))?;
-        shown(&plan.boot_id, &boot_id_text(wake.boot_id)).map_err(Failed::at(Repair::BootId))?;
-        self.set_right_clock(wake.realtime_ns)
-            .map_err(Failed::at(Repair::Clock))?;
-        if !wake.hostname.is_empty() {
-            rustix::system::sethostname(wake.hostname.as_bytes()).map_err(Failed::at(Repair::Hostname))?;
-        }
+    /// What only some forks need.
+    fn become_more(&self, plan: &Plan<'_>) -> Result<(), Failed> {
+        let head = Head::from_page(&self.mailbox.copy()).map_err(|error| match error {
+            MailboxError::Variable(name) => Failed(Repair::Environment, name),
+            error => Failed(Repair::Mailbox, error.to_string()),
+        })?;
+        // An environment with who knows what in it does not stay to be found.
+        self.mailbox.clear();
+        let head = head.ok_or_else(|| Failed(Repair::Mailbox, "it is empty".to_owned()))?;
         plan.agent
             .defaults
-            .give(wake.env)
+            .give(head.rest.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
-        plan.run_hooks(wake.hooks_limit_ms)
+        plan.run_hooks(head.hooks_limit_ms)
     }
 
-    /// Sets the clock to the host's. What the mailbox says is too old: by as much as the host took to let
-    /// the fork run; it counts only if the host has no clock to be asked. And the host may take its processor from us between our asking for the time and the
-    /// kernel's setting it, so we look afterwards.
-    fn set_right_clock(&self, mailbox_ns: u64) -> io::Result<()> {
-        let host_ns = || match self.registers.read_64(CLOCK) {
-            0 => mailbox_ns,
-            now => now,
+    fn malformed(&self) -> Failed {
+        let why = match Head::from_page(&self.mailbox.copy()) {
+            Err(error) => error.to_string(),
+            Ok(_) => "it cannot be read".to_owned(),
         };
-        let mut off = 0;
-        for _ in 0..CLOCK_TRIES {
-            set_clock(host_ns())?;
-            off = clock_ns(ClockId::Realtime).abs_diff(host_ns());
-            if off <= CLOCK_NS {
-                return Ok(());
-            }
-        }
-        Err(io::Error::other(format!(
-            "it is {off} ns off each time it is set"
-        )))
+        Failed(Repair::Mailbox, why)
     }
 
     /// Does all that a fork will do, to no effect: afterwards the code, the stack and the heap that it
     /// takes are in memory.
-    fn rehearse(&self) {
+    fn rehearse(&self, waker: &mut Waker) {
+        // Two nonces of the kernel's own, which it knows: they add nothing, and nothing is credited.
+        let nonces: [[u8; 16]; 2] = [draw_nonce(), draw_nonce()];
         let wake = Wake {
-            generation: [0; 16],
-            entropy: [[0; 32]; 2],
+            generation: nonces[0],
+            entropy: std::array::from_fn(|half| std::array::from_fn(|index| nonces[half][index % 16])),
             realtime_ns: 0,
             hostname: "x".repeat(MAX_HOSTNAME_BYTES),
-            machine_id: draw_nonce(),
-            boot_id: draw_nonce(),
-            env: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
+            machine_id: nonces[0],
+            boot_id: nonces[1],
+            env: std::collections::BTreeMap::new(),
             hooks_limit_ms: 0,
         };
-        drop(black_box(vec![1u8; WARM_BYTES]));
-        let _ = black_box(wake.to_page().map(|page| Wake::from_page(&page)));
-        let _ = black_box(self.look());
-        black_box((machine_id_text(wake.machine_id), boot_id_text(wake.boot_id)));
-        // Two nonces of the kernel's own, which it knows: they add nothing, and nothing is credited.
-        let mut entropy = [[0; 32]; 2];
-        entropy[0][..16].copy_from_slice(&wake.machine_id);
-        entropy[1][..16].copy_from_slice(&wake.boot_id);
-        let _ = self.reseed(&entropy, 0);
-        black_box(clock_ns(ClockId::Realtime).abs_diff(self.registers.read_64(CLOCK)));
-        // Neither can be: the kernel says no at once.
-        let _ = set_clock(u64::MAX);
-        let _ = rustix::system::sethostname(&[0; MAX_HOSTNAME_BYTES + 1]);
+        let page = wake.to_page().ok().and_then(|page| page.try_into().ok());
+        if let Some(page) = page {
+            let _ = black_box(waker.rehearse(&mut Mailbox(page)));
+        }
+        // The kernel's pool has a new key after that, which it hashes when the next byte comes: now, rather than
+        // in every fork.
+        let _ = rustix::io::write(&self.random, &[0]);
     }
 
     /// Says that this fork must not be, and why: on the console, in the mailbox, and at last in the
@@ -329,35 +292,6 @@ impl ForkPort {
         let (at, bytes) = Wake::put_reason(why);
         self.mailbox.write_bytes(at, &bytes);
         self.registers.write(READY, *repair as u32);
-    }
-
-    /// Adds the bytes to the kernel's pool, credited, and makes it draw from the pool anew: what
-    /// was drawn before the checkpoint says nothing about what comes now. Both calls are needed: once the
-    /// kernel's generator is ready, it takes up what is added to the pool a minute later
-    /// (`credit_init_bits`, `crng_reseed_interval` in drivers/char/random.c).
-    fn reseed(&self, entropy: &[[u8; 32]; 2], credited_bits: libc::c_int) -> io::Result<()> {
-        /// `struct rand_pool_info` with room for 64 bytes.
-        #[repr(C)]
-        struct PoolInfo {
-            entropy_bits: libc::c_int,
-            bytes: libc::c_int,
-            buffer: [[u8; 32]; 2],
-        }
-        let info = PoolInfo {
-            entropy_bits: credited_bits,
-            bytes: 64,
-            buffer: *entropy,
-        };
-        // SAFETY: the structure is what this ioctl reads, alive during the call.
-        let added = unsafe { libc::ioctl(self.random.as_raw_fd(), RNDADDENTROPY, &raw const info) };
-        if added != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: this ioctl takes no argument.
-        match unsafe { libc::ioctl(self.random.as_raw_fd(), RNDRESEEDCRNG) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
     }
 }
 
@@ -373,13 +307,4 @@ fn wait_for_tick() {
     };
     let (before, since) = (tick(), now());
     while tick() == before && now() - since < LIMIT_NS {}
-}
-
-fn set_clock(realtime_ns: u64) -> io::Result<()> {
-    const SECOND: u64 = 1_000_000_000;
-    let time = Timespec {
-        tv_sec: i64::try_from(realtime_ns / SECOND).map_err(io::Error::other)?,
-        tv_nsec: i64::try_from(realtime_ns % SECOND).map_err(io::Error::other)?,
-    };
-    Ok(rustix::time::clock_settime(ClockId::Realtime, time)?)
 }

@@ -26,6 +26,7 @@ mod serve;
 mod status;
 mod sys;
 mod views;
+mod wake;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;

@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, mount_bind, mount_remount};
 use spore_protocol::fork_port::{boot_id_text, machine_id_text};
 
 use crate::status::draw_nonce;
+use crate::wake::Text;
 
 /// Where the files are made; nothing stays there.
 const WORKSHOP: &str = "/run/spore";
@@ -150,11 +151,16 @@ impl View {
         }
     }
 
+    /// Where the text is, for whoever replaces it by one of the same length.
+    pub fn text(&self) -> Text {
+        Text(self.text)
+    }
+
     /// Shows another text.
     ///
     /// # Errors
     /// When it is not as long as the one before.
-    pub fn show(&self, text: &[u8]) -> io::Result<()> {
+    fn show(&self, text: &[u8]) -> io::Result<()> {
         if text.len() != self.length {
             return Err(io::ErrorKind::InvalidInput.into());
         }
