@@ -36,8 +36,6 @@ pub struct Report {
 
 /// The port of one machine.
 pub struct ForkPort {
-    /// The machine was saved at its port and wakes there.
-    wakes: bool,
     /// A checkpoint is wanted: the next read of `FORK` parks.
     armed: AtomicBool,
     /// Nothing is held back from the guest.
@@ -59,7 +57,6 @@ impl ForkPort {
     pub fn new(asleep: bool) -> io::Result<Self> {
         let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
         Ok(Self {
-            wakes: asleep,
             armed: AtomicBool::new(false),
             awake: AtomicBool::new(!asleep),
             report: Mutex::default(),
@@ -136,11 +133,6 @@ impl ForkPort {
     pub fn arm(&self, wanted: bool) {
         self.armed.store(wanted, Ordering::SeqCst);
         let _ = self.parked.read();
-    }
-
-    /// Whether the machine was saved at its port and wakes there.
-    pub fn wakes(&self) -> bool {
-        self.wakes
     }
 
     /// Whether nothing is held back from the guest.

@@ -27,7 +27,7 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 pub struct ForkTimes {
     /// All machine state set, let run (T1).
     pub released: Duration,
-    /// The agent's first act (T2); absent for a machine not saved at its fork port.
+    /// The agent's first act (T2); absent if it did not come to that.
     pub woke: Option<Duration>,
     /// Identity repaired (T3); absent likewise.
     pub ready: Option<Duration>,
@@ -303,17 +303,14 @@ fn wake(guest: &mut Guest, identity: &Identity, asked_ns: u64) -> Result<(), Gue
 
 /// A fork that could not become who it should be is not handed out.
 fn check_awake(guest: &mut Guest, woke: &Woke) -> Result<(), GuestError> {
-    match (woke.at_port, woke.ready_ns, woke.failed) {
-        (true, Some(_), None) => Ok(()),
-        (false, ..) => Err(GuestError::NoForkPort {
-            why: "it was not saved at its fork port".to_owned(),
-        }),
-        (true, _, Some(repair)) => Err(GuestError::Identity {
+    match (woke.ready_ns, woke.failed) {
+        (Some(_), None) => Ok(()),
+        (_, Some(repair)) => Err(GuestError::Identity {
             repair,
             why: woke.why.clone(),
             console: guest.console_tail(),
         }),
-        (true, None, None) => match guest.vm.wait_end(END_LIMIT)? {
+        (None, None) => match guest.vm.wait_end(END_LIMIT)? {
             Some(ended) => Err(VmError::Ended {
                 ended,
                 console: guest.console_tail(),

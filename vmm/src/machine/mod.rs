@@ -80,6 +80,11 @@ pub enum MachineError {
         /// Why.
         why: String,
     },
+    /// A machine that was saved anywhere else could not be told who its forks are.
+    #[error(
+        "the machine was not saved at its fork port, so no fork of it could be told who it is; checkpoint it again"
+    )]
+    NotAtPort,
     /// A fork cannot be what it is asked to be.
     #[error("the fork cannot be told who it is: {0}")]
     Identity(String),
@@ -123,8 +128,6 @@ fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
 pub struct Machine {
     vcpus: Vec<Vcpu>,
     io: IoLoop,
-    /// The guest has yet to hear of its new generation id, which no fork port will announce.
-    announce: bool,
     /// It stands at its fork port: a copy of it wakes there.
     at_port: bool,
     /// kvm-clock goes on from here when it runs; absent in one that was only paused.

@@ -144,7 +144,6 @@ impl Foundation {
         Ok(Machine {
             vcpus,
             io,
-            announce: false,
             at_port: false,
             clock_ns,
             shared: Shared {

@@ -112,19 +112,18 @@ impl Template {
         drop(view);
         let sleeper = Sleeper {
             generation,
-            asleep: state.at_port,
+            asleep: true,
             clock_ns: Some(state.clock_ns),
         };
         let msrs = state.vcpus.iter().flat_map(|vcpu| vcpu.msr_indices());
         let msrs: std::collections::BTreeSet<u32> = msrs.collect();
-        let mut machine = base.assemble(
+        let machine = base.assemble(
             vcpus,
             parts,
             attachments.vsock,
             msrs.into_iter().collect(),
             sleeper,
         )?;
-        machine.announce = !state.at_port;
         trace.mark("devices");
         if let Some(pages) = wake_set {
             pages

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use spore_devices::Interrupt;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::clock_from;
@@ -20,7 +19,6 @@ pub struct Running {
     vcpus: Vec<JoinHandle<Vcpu>>,
     io: JoinHandle<IoLoop>,
     stop_io: Arc<EventFd>,
-    announce: bool,
     clock_ns: Option<u64>,
     shared: Shared,
 }
@@ -41,7 +39,6 @@ impl Machine {
             vcpus: Vec::with_capacity(self.vcpus.len()),
             io,
             stop_io,
-            announce: self.announce,
             clock_ns: self.clock_ns,
             shared: self.shared,
         };
@@ -106,15 +103,11 @@ impl Running {
     /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest.
     ///
     /// # Errors
-    /// [`MachineError`] when KVM does not take the clock, or the guest cannot be told of its generation id.
+    /// [`MachineError`] when KVM does not take the clock.
     pub fn release(&mut self) -> Result<(), MachineError> {
         if let Some(clock_ns) = self.clock_ns.take() {
             let clock = clock_from(clock_ns);
             self.shared.vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))?;
-        }
-        if std::mem::take(&mut self.announce) {
-            let line = &self.shared.devices.generation_line;
-            line.trigger().map_err(host("the generation id's interrupt"))?;
         }
         self.shared.gate.open();
         Ok(())
@@ -141,7 +134,6 @@ impl Running {
             (Ok(io), None) => Ok(Machine {
                 vcpus,
                 io,
-                announce: self.announce,
                 at_port: false,
                 clock_ns: self.clock_ns,
                 shared: self.shared,
@@ -181,17 +173,12 @@ impl Running {
         port.reported()
     }
 
-    /// Writes who a parked machine is to be into its mailbox. Nothing in one that does not wake at its fork port.
+    /// Writes who a parked machine is to be into its mailbox.
     ///
     /// # Errors
     /// [`MachineError::Identity`] when it cannot be what is asked.
     pub fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
         self.shared.write_mailbox(identity)
-    }
-
-    /// Whether it was made from a machine that stood at its fork port, and wakes there.
-    pub fn wakes_at_port(&self) -> bool {
-        self.shared.port.wakes()
     }
 
     /// The fork port.

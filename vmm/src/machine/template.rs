@@ -39,6 +39,9 @@ impl Template {
     /// [`MachineError`]; also when this host lacks CPU features that its guest was promised.
     pub fn load(state: MachineState, memory: &File) -> Result<Self, MachineError> {
         vcpu_count(&state)?;
+        if !state.at_port {
+            return Err(MachineError::NotAtPort);
+        }
         let plugged = state.plugged()?;
         let ram = Ram::from_checkpoint(state.ram, memory, &plugged)?;
         let kvm = kvm::open()?;

@@ -26,20 +26,11 @@ pub struct Identity {
 
 impl Shared {
     /// Writes the mailbox of a machine that is about to wake at its fork port: random bytes and ids
-    /// drawn now, the time as of now, who it is asked to be. Nothing for a machine that was not saved there.
+    /// drawn now, the time as of now, who it is asked to be.
     ///
     /// # Errors
     /// [`MachineError::Identity`] when it cannot be what is asked.
     pub(super) fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
-        if self.port.is_awake() {
-            // Nobody reads it; who asked for an environment must not believe that it is there.
-            return match identity.env.is_empty() {
-                true => Ok(()),
-                false => Err(MachineError::Identity(
-                    "it was not saved at its fork port, so it cannot be given an environment".into(),
-                )),
-            };
-        }
         let page = wake(self.generation, identity)
             .to_page()
             .map_err(|error| MachineError::Identity(error.to_string()))?;

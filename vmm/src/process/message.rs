@@ -200,8 +200,6 @@ pub struct VmStats {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Woke {
-    /// The machine was saved at its fork port; what it did is absent if not.
-    pub at_port: bool,
     /// When all its state was set, and it was let run (T1).
     pub released_ns: u64,
     /// Its first own act (T2).

@@ -4,8 +4,8 @@
 //! documentation (`Documentation/virt/kvm/api.rst`); each step says why it stands where it does.
 
 use kvm_bindings::{
-    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, Msrs, Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -56,11 +56,6 @@ impl VcpuState {
             tsc: value(MSR_TSC),
             deadline: value(MSR_TSC_DEADLINE),
         }
-    }
-
-    /// Where the vCPU stood.
-    pub fn rip(&self) -> u64 {
-        self.regs.rip
     }
 }
 
@@ -311,11 +306,6 @@ fn write_msrs(index: u8, vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), Vcp
         }
     }
     Ok(())
-}
-
-/// Whether the vCPU would run when entered (not waiting for a start-up interrupt).
-pub fn is_runnable(state: &VcpuState) -> bool {
-    state.mp_state.mp_state == KVM_MP_STATE_RUNNABLE
 }
 
 #[cfg(test)]

@@ -85,17 +85,9 @@ impl Server {
         trace.mark("mailbox written");
         running.release().map_err(from_machine)?;
         let released_ns = monotonic_ns();
-        if !running.wakes_at_port() {
-            return Ok(Reply::Woke(Woke {
-                released_ns,
-                trace,
-                ..Woke::default()
-            }));
-        }
         let report = running.await_ready(Duration::from_millis(spec.limit_ms));
         let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
         Ok(Reply::Woke(Woke {
-            at_port: true,
             released_ns,
             woke_ns: report.woke_ns,
             ready_ns: report.ready.map(|(at, _)| at),
