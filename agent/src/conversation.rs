@@ -227,7 +227,10 @@ impl Agent {
             Request::GetDefaults => buffers.push(&Reply::Defaults((*self.defaults.get()).clone()))?,
             Request::SetDefaults(defaults) => buffers.push_done(self.defaults.set(defaults))?,
             Request::Sync => {
-                rustix::fs::sync();
+                match self.is_init {
+                    true => power::sync(),
+                    false => rustix::fs::sync(),
+                }
                 buffers.push(&Reply::Done)?;
             }
             Request::Settle => buffers.push_done(power::settle(self.is_init))?,

@@ -48,6 +48,9 @@ pub enum Command {
     /// Work with one image
     #[command(subcommand)]
     Image(Image),
+    /// Look at and prune what building remembers
+    #[command(subcommand)]
+    Cache(Cache),
     /// Run a command in a fork of an image
     Run(Run),
     /// Show the whole idea at work, with proofs
@@ -64,6 +67,32 @@ pub enum Command {
 pub struct Build {
     /// The manifest, a JSON file; `-` for standard input
     pub file: PathBuf,
+    /// Run every step, also those whose disk is known from earlier builds
+    #[arg(long)]
+    pub no_cache: bool,
+    /// How long one step may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub step_timeout: u64,
+}
+
+/// Look at and prune what building remembers: the disk after each step.
+#[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// List the steps, the most recently used first, and what the disk gains if they go
+    Du,
+    /// Forget steps, all of them unless told which; never what an image, a checkpoint or a running VM needs
+    Prune(PruneArgs),
+}
+
+/// Which steps go.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Those that were not used for so many hours
+    #[arg(long, value_name = "HOURS")]
+    pub older_than: Option<u64>,
+    /// The least recently used, until what only steps need takes no more than this
+    #[arg(long, value_name = "MB")]
+    pub keep_mb: Option<u64>,
 }
 
 /// Work with one image.

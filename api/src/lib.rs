@@ -9,6 +9,7 @@ mod cli;
 mod cmd;
 mod demo;
 mod failure;
+mod interrupt;
 pub mod leftovers;
 mod timeline;
 mod ui;

@@ -191,6 +191,9 @@ impl Observer for BuildProgress {
             BuildEvent::StepStarted { step, of, label } => {
                 self.now(format!("step {}/{of}: {label}", step + 1))
             }
+            BuildEvent::StepCached { step, of, label } => {
+                self.line(&format!("step {}/{of}: {label}: cached", step + 1));
+            }
             BuildEvent::Output(bytes) => self.output(bytes),
             BuildEvent::StepDone { step, took: time } => {
                 self.finish_line();

@@ -26,6 +26,8 @@ pub enum ErrorCode {
     BuildFailed,
     /// `build_oom`: a step ran out of the build VM's memory.
     BuildOom,
+    /// `cancelled`: the caller stopped it.
+    Cancelled,
     /// `guest_unreachable`: the agent in a VM did not answer in time.
     GuestUnreachable,
     /// `internal`: this host is at fault.
@@ -41,6 +43,7 @@ impl ErrorCode {
             ErrorCode::BaseDamaged => "base_damaged",
             ErrorCode::BuildFailed => "build_failed",
             ErrorCode::BuildOom => "build_oom",
+            ErrorCode::Cancelled => "cancelled",
             ErrorCode::GuestUnreachable => "guest_unreachable",
             ErrorCode::Internal => "internal",
         }
@@ -84,8 +87,8 @@ pub enum BuildError {
     },
     /// A step ran out of memory in the guest.
     #[error(
-        "steps[{step}] ({label}) ran out of memory: the build VM had builderMemoryMB {memory}; \
-         set builderMemoryMB higher"
+        "steps[{step}] ({label}) ran out of memory: the build VM had builderMemoryMB {memory}{}; \
+         set builderMemoryMB higher{tail}", reached(*.reached_mb)
     )]
     OutOfMemory {
         /// The step, from 0.
@@ -94,7 +97,14 @@ pub enum BuildError {
         label: String,
         /// What the build VM had.
         memory: MiB,
+        /// What the process had that the kernel chose to kill, in MiB, if the kernel said so.
+        reached_mb: Option<u64>,
+        /// The last lines of the step's output, each after a line break; empty if there were none.
+        tail: String,
     },
+    /// The caller stopped it.
+    #[error("cancelled")]
+    Cancelled,
     /// A step replaced what an image boots with.
     #[error(
         "the built image does not boot into its agent; a step must not replace /sbin/init or /usr/lib/spore/agent: {what}"
@@ -120,6 +130,12 @@ pub enum BuildError {
     Internal(String),
 }
 
+fn reached(mb: Option<u64>) -> String {
+    mb.map_or_else(String::new, |mb| {
+        format!(", of which the largest process had {mb}")
+    })
+}
+
 impl BuildError {
     /// An error of this host's that has no kind of its own.
     pub(crate) fn internal(error: impl fmt::Display) -> Self {
@@ -136,6 +152,7 @@ impl BuildError {
             BuildError::Base(_) => ErrorCode::BaseDamaged,
             BuildError::StepFailed { .. } | BuildError::NotIntact { .. } => ErrorCode::BuildFailed,
             BuildError::OutOfMemory { .. } => ErrorCode::BuildOom,
+            BuildError::Cancelled => ErrorCode::Cancelled,
             BuildError::Guest(GuestError::Unreachable { .. }) => ErrorCode::GuestUnreachable,
             BuildError::HostMemory(_)
             | BuildError::Guest(_)
@@ -147,10 +164,11 @@ impl BuildError {
     }
 
     /// The command line's exit code: 2 for what is refused before any VM starts because the user has to
-    /// change something, else 1.
+    /// change something, 130 for what was cancelled (128 and SIGINT, as shells have it), else 1.
     pub fn exit_code(&self) -> u8 {
         match self.code() {
             ErrorCode::InvalidManifest | ErrorCode::UnknownBase => 2,
+            ErrorCode::Cancelled => 130,
             _ => 1,
         }
     }
@@ -166,11 +184,13 @@ mod tests {
             step: 3,
             label: "run make".to_owned(),
             memory: MiB::new(256),
+            reached_mb: Some(190),
+            tail: "\n  cc x.c".to_owned(),
         };
         assert_eq!(
             error.to_string(),
-            "steps[3] (run make) ran out of memory: the build VM had builderMemoryMB 256; \
-             set builderMemoryMB higher"
+            "steps[3] (run make) ran out of memory: the build VM had builderMemoryMB 256, of which the \
+             largest process had 190; set builderMemoryMB higher\n  cc x.c"
         );
         assert_eq!((error.code().as_str(), error.exit_code()), ("build_oom", 1));
     }

@@ -9,17 +9,21 @@
 
 pub mod base;
 pub mod build;
+pub mod cancel;
 pub mod error;
 pub mod hash;
 pub mod host;
 pub mod manifest;
 pub mod memory;
 pub mod observe;
+pub mod options;
 pub mod plan;
 
 pub use build::{Built, Variant, build};
+pub use cancel::Cancel;
 pub use error::{BuildError, ErrorCode};
 pub use host::{Host, HostError};
 pub use manifest::{Limits, Manifest, ManifestError};
 pub use memory::{HostMemory, MiB};
+pub use options::Options;
 pub use plan::Plan;

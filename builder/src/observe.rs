@@ -28,6 +28,15 @@ pub enum BuildEvent<'a> {
         /// What it is, on one line.
         label: &'a str,
     },
+    /// A step need not run: its disk is known.
+    StepCached {
+        /// Its number, from 0.
+        step: usize,
+        /// How many there are.
+        of: usize,
+        /// What it is, on one line.
+        label: &'a str,
+    },
     /// The running step wrote to its standard output or error.
     Output(&'a [u8]),
     /// A step succeeded.
@@ -37,7 +46,7 @@ pub enum BuildEvent<'a> {
         /// How long it took.
         took: Duration,
     },
-    /// The build VM is powered off and its disk sealed.
+    /// All steps are done and their disk is sealed.
     Sealed {
         /// How long the whole build phase took.
         took: Duration,

@@ -95,7 +95,7 @@ impl SharedOverlay {
     }
 
     /// The disk as of now, as layers that take no more writes; the machine's goes on above them in a new overlay at
-    /// `next`. The machine must stand still. A disk nothing was written to goes on as it is.
+    /// `next`. To these layers it is as if the power had failed, unless the machine stands still. A disk nothing was written to goes on as it is.
     ///
     /// # Errors
     /// What the disk reports. The machine can go on.

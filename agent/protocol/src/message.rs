@@ -77,9 +77,9 @@ pub enum Request {
     GetDefaults,
     /// Replace the defaults of every exec, on disk too.
     SetDefaults(ExecDefaults),
-    /// Write everything dirty to the disks.
+    /// Write everything dirty to the disks, and tell them which blocks are free.
     Sync,
-    /// Make the guest small and still before a checkpoint: sync, drop caches, compact memory.
+    /// Make the guest small and still before a checkpoint: sync, trim, drop caches, compact memory.
     Settle,
     /// Power off in order. Answered with [`Reply::Done`] before it begins.
     Poweroff,

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
-use spore_builder::{BuildError, Host, HostMemory, Limits, Manifest, Variant};
+use spore_builder::{BuildError, Host, HostMemory, Limits, Manifest, Options, Variant};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Checkpoint;
 use spore_vmm::guest::Guest;
@@ -57,7 +57,7 @@ impl Target {
             Some(name) => host.store().find_image(name)?,
             None => {
                 let manifest = manifest(wanted.memory_mb.unwrap_or(FLOOR_MB))?;
-                spore_builder::build(host, &manifest, &mut BuildProgress::new())?.image
+                spore_builder::build(host, &manifest, &Options::default(), &mut BuildProgress::new())?.image
             }
         };
         let floors = image.record.checkpoints.iter().map(|known| known.floor_mb);

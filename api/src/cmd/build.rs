@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 use spore_builder::manifest::ManifestFileError;
-use spore_builder::{Built, HostMemory, Limits, Manifest};
+use spore_builder::{Built, HostMemory, Limits, Manifest, Options};
 
 use super::{host, print_json};
 use crate::cli::{Build, Global};
 use crate::failure::Failure;
+use crate::interrupt::cancel_on_signal;
 use crate::ui::{self, BuildProgress};
 
 /// Reads the manifest, builds it, says what came of it.
@@ -18,7 +20,12 @@ pub fn run(global: &Global, args: &Build) -> Result<ExitCode, Failure> {
     let manifest =
         read(&args.file, &Limits { host_memory: memory }).map_err(spore_builder::BuildError::from)?;
     let host = host(global)?;
-    let built = spore_builder::build(&host, &manifest, &mut BuildProgress::new())?;
+    let options = Options {
+        no_cache: args.no_cache,
+        step_limit: Duration::from_secs(args.step_timeout),
+        cancel: cancel_on_signal()?,
+    };
+    let built = spore_builder::build(&host, &manifest, &options, &mut BuildProgress::new())?;
     if global.json {
         print_json(&as_json(&manifest, &built))?;
     } else {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cache;
 mod demo;
 mod doctor;
 mod image;
@@ -22,6 +23,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Build(args) => build::run(&cli.global, args),
         Command::Images => image::list(&cli.global),
         Command::Image(args) => image::run(&cli.global, args),
+        Command::Cache(args) => cache::run(&cli.global, args),
         Command::Run(args) => run::run(&cli.global, args),
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Demo(args) => demo::run(&cli.global, args),

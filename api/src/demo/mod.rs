@@ -19,7 +19,7 @@ mod scratch;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use spore_builder::{BuildError, Built, Host};
+use spore_builder::{BuildError, Built, Host, Options};
 use spore_snapshot::store::Keep;
 
 pub use error::DemoError;
@@ -73,7 +73,12 @@ pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Re
 
     let recipe = Recipe::new(BUILDER_MB, FLOOR_MB)?;
     say(&format!("the same with {BUILDER_MB} MiB"));
-    let built = spore_builder::build(&host, recipe.manifest(), &mut BuildProgress::new())?;
+    let built = spore_builder::build(
+        &host,
+        recipe.manifest(),
+        &Options::default(),
+        &mut BuildProgress::new(),
+    )?;
     (report.build, report.finalize) = describe(&recipe, &built);
 
     let mut forks = forks::Forks::new(&host, &built.checkpoint, &recipe, full)?;
@@ -99,8 +104,12 @@ pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Re
 /// end the other build too, and else a proof that does not hold.
 fn starve(host: &Host, recipe: &Recipe) -> Result<OomReport, DemoError> {
     let started = Instant::now();
-    let (as_expected, error) = match spore_builder::build(host, recipe.manifest(), &mut BuildProgress::new())
-    {
+    let (as_expected, error) = match spore_builder::build(
+        host,
+        recipe.manifest(),
+        &Options::default(),
+        &mut BuildProgress::new(),
+    ) {
         Err(error @ BuildError::OutOfMemory { .. }) => {
             let message = error.to_string();
             (message.contains("builderMemoryMB"), message)

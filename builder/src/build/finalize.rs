@@ -12,6 +12,7 @@ use spore_vmm::process::{VmError, serial};
 
 use super::Variant;
 use super::steps::boot_limit;
+use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::hash::ContentHash;
 use crate::host::Host;
@@ -22,63 +23,83 @@ const REPORTING_DELAY: Duration = Duration::from_millis(2500);
 /// The memory of a guest that does not settle is checkpointed as it is.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Cold-boots `layers` as `variant` says, and checkpoints the guest when it is at rest.
-pub(super) fn run(
-    host: &Host,
-    layers: &[Digest],
-    variant: Variant,
-    kernel: Digest,
-    content: &ContentHash,
-    observer: &mut dyn Observer,
-) -> Result<CheckpointId, BuildError> {
-    observer.event(BuildEvent::Finalizing {
-        floor_mb: variant.floor_mb,
-    });
-    let started = Instant::now();
-    let store = host.store();
-    let disk = layers
-        .iter()
-        .map(|digest| Ok((*digest, store.layer(digest)?)))
-        .collect::<Result<_, BuildError>>()?;
-    let boot = ColdBoot {
-        vcpus: variant.vcpus,
-        memory_mb: variant.floor_mb,
-        max_memory_mb: default_max_mb().max(variant.floor_mb),
-        kernel: host.kernel().to_owned(),
-        disk,
-        durable: false,
-    };
-    let mut guest = Guest::cold_boot(store, &boot)?;
-    let (mut agent, status) = guest
-        .wait_agent(boot_limit(variant.floor_mb))
-        .map_err(not_booting)?;
-    let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
-    check(&integrity)?;
-    agent.settle().map_err(|error| guest.explain(error))?;
-    warm_up(&mut guest, &mut agent)?;
-    drop(agent);
-    settle(&guest);
-    observer.event(BuildEvent::Settled {
-        took: started.elapsed(),
-    });
+/// What the finished disks are booted with.
+pub(super) struct Finalize<'a> {
+    pub host: &'a Host,
+    /// Of the host's kernel.
+    pub kernel: Digest,
+    pub content: &'a ContentHash,
+    pub cancel: &'a Cancel,
+}
 
-    let started = Instant::now();
-    let plan = CheckpointPlan {
-        kind: CheckpointKind::Image,
-        kernel: KernelRecord {
-            release: status.kernel_release.clone(),
-            blake3: kernel,
-            cmdline: spore_vmm::guest::cmdline(),
-        },
-        annotations: annotations(&status, content),
-    };
-    let id = guest.checkpoint(store, plan)?;
-    let memory_bytes = store.manifest(&id)?.memory.data_bytes;
-    observer.event(BuildEvent::Checkpointed {
-        took: started.elapsed(),
-        memory_bytes,
-    });
-    Ok(id)
+impl Finalize<'_> {
+    /// Cold-boots `layers` as `variant` says, and checkpoints the guest when it is at rest.
+    pub(super) fn run(
+        &self,
+        layers: &[Digest],
+        variant: Variant,
+        observer: &mut dyn Observer,
+    ) -> Result<CheckpointId, BuildError> {
+        let result = self.boot_and_checkpoint(layers, variant, observer);
+        result.map_err(|error| self.cancel.explain(error))
+    }
+
+    fn boot_and_checkpoint(
+        &self,
+        layers: &[Digest],
+        variant: Variant,
+        observer: &mut dyn Observer,
+    ) -> Result<CheckpointId, BuildError> {
+        observer.event(BuildEvent::Finalizing {
+            floor_mb: variant.floor_mb,
+        });
+        let started = Instant::now();
+        let store = self.host.store();
+        let disk = layers
+            .iter()
+            .map(|digest| Ok((*digest, store.layer(digest)?)))
+            .collect::<Result<_, BuildError>>()?;
+        let boot = ColdBoot {
+            vcpus: variant.vcpus,
+            memory_mb: variant.floor_mb,
+            max_memory_mb: default_max_mb().max(variant.floor_mb),
+            kernel: self.host.kernel().to_owned(),
+            disk,
+            durable: false,
+        };
+        let mut guest = Guest::cold_boot(store, &boot)?;
+        let _watched = self.cancel.watch(&guest)?;
+        let (mut agent, status) = guest
+            .wait_agent(boot_limit(variant.floor_mb))
+            .map_err(not_booting)?;
+        let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
+        check(&integrity)?;
+        agent.settle().map_err(|error| guest.explain(error))?;
+        warm_up(&mut guest, &mut agent)?;
+        drop(agent);
+        settle(&guest);
+        observer.event(BuildEvent::Settled {
+            took: started.elapsed(),
+        });
+
+        let started = Instant::now();
+        let plan = CheckpointPlan {
+            kind: CheckpointKind::Image,
+            kernel: KernelRecord {
+                release: status.kernel_release.clone(),
+                blake3: self.kernel,
+                cmdline: spore_vmm::guest::cmdline(),
+            },
+            annotations: annotations(&status, self.content),
+        };
+        let id = guest.checkpoint(store, plan)?;
+        let memory_bytes = store.manifest(&id)?.memory.data_bytes;
+        observer.event(BuildEvent::Checkpointed {
+            took: started.elapsed(),
+            memory_bytes,
+        });
+        Ok(id)
+    }
 }
 
 fn annotations(status: &Status, content: &ContentHash) -> BTreeMap<String, String> {

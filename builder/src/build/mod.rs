@@ -4,6 +4,7 @@
 //! needed, and makes equal builds run once: each holds a lock named by what it builds, and who
 //! waited for it finds the result in the store.
 
+mod cache;
 mod finalize;
 mod steps;
 
@@ -15,12 +16,16 @@ use rustix::fs::{FlockOperation, flock};
 use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
+use self::finalize::Finalize;
+use self::steps::Phase;
 use crate::base::Base;
+use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::hash::{BaseDigest, cache_key};
 use crate::host::Host;
 use crate::manifest::Manifest;
 use crate::observe::{BuildEvent, Observer};
+use crate::options::Options;
 use crate::plan::Plan;
 
 /// Hexadecimal digits of the cache key that make an image's id.
@@ -55,13 +60,24 @@ pub struct Built {
 /// # Errors
 /// [`BuildError`]. Whatever it is, no VM, process, file or lock of this build is left, and the same
 /// build can be tried again.
-pub fn build(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> Result<Built, BuildError> {
+pub fn build(
+    host: &Host,
+    manifest: &Manifest,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Built, BuildError> {
     let base = host.bases().get(manifest.base())?;
     let plan = Plan::new(manifest, &base)?;
     spore_vmm::kvm::open()?;
     let kernel = host.kernel_digest()?;
     // What is refused up to here has not touched the store.
-    let result = build_or_find(host, manifest, (&base, &plan, kernel), observer);
+    let phase = Phase {
+        host,
+        manifest,
+        plan: &plan,
+        options,
+    };
+    let result = build_or_find(&phase, &base, kernel, observer);
     if result.is_err() {
         collect(host);
     }
@@ -77,11 +93,17 @@ fn collect(host: &Host) {
 }
 
 fn build_or_find(
-    host: &Host,
-    manifest: &Manifest,
-    (base, plan, kernel): (&Base, &Plan, Digest),
+    phase: &Phase<'_>,
+    base: &Base,
+    kernel: Digest,
     observer: &mut dyn Observer,
 ) -> Result<Built, BuildError> {
+    let Phase {
+        host,
+        manifest,
+        options,
+        ..
+    } = *phase;
     let base_digest = host.store().import_raw(base.rootfs())?;
     let key = cache_key(
         &manifest.content_hash(),
@@ -102,7 +124,8 @@ fn build_or_find(
         .store()
         .list_images()?
         .into_iter()
-        .find(|image| image.record.id == id && usable(host, image));
+        .find(|image| image.record.id == id && usable(host, image))
+        .filter(|_| !options.no_cache);
     let (layers, built) = match earlier {
         Some(image) => {
             observer.event(BuildEvent::DisksCached);
@@ -110,7 +133,7 @@ fn build_or_find(
         }
         None => {
             let started = Instant::now();
-            let layers = steps::run(host, manifest, plan, base_digest, observer)?;
+            let layers = phase.run(base_digest, observer)?;
             let took = started.elapsed();
             observer.event(BuildEvent::Sealed { took });
             let record = ImageRecord {
@@ -131,12 +154,22 @@ fn build_or_find(
         floor_mb: manifest.runtime_memory().get(),
         vcpus: 1,
     };
-    let (checkpoint, finalize) = match find(host, &id, variant, &kernel)? {
+    let known = match options.no_cache {
+        true => None,
+        false => find(host, &id, variant, &kernel)?,
+    };
+    let (checkpoint, finalize) = match known {
         Some(checkpoint) => (checkpoint, None),
         None => {
             let started = Instant::now();
-            let checkpoint =
-                finalize::run(host, &layers, variant, kernel, &manifest.content_hash(), observer)?;
+            let content = manifest.content_hash();
+            let phase = Finalize {
+                host,
+                kernel,
+                content: &content,
+                cancel: &options.cancel,
+            };
+            let checkpoint = phase.run(&layers, variant, observer)?;
             (checkpoint, Some(started.elapsed()))
         }
     };
@@ -195,14 +228,13 @@ pub fn variant(
     }
     let _hold = host.store().hold()?;
     let content = image.record.content_hash.parse().map_err(BuildError::internal)?;
-    let checkpoint = finalize::run(
+    let phase = Finalize {
         host,
-        &image.record.disk_layers,
-        variant,
         kernel,
-        &content,
-        observer,
-    )?;
+        content: &content,
+        cancel: &Cancel::default(),
+    };
+    let checkpoint = phase.run(&image.record.disk_layers, variant, observer)?;
     host.store().update_image(id, |record| {
         put(record, entry(variant, kernel, checkpoint));
     })?;
@@ -342,7 +374,7 @@ mod tests {
             host_memory: HostMemory::new(MiB::new(4096)),
         };
         let manifest = Manifest::parse(br#"{"base": "nope", "steps": []}"#, &limits).unwrap();
-        assert!(build(&host, &manifest, &mut Silent).is_err());
+        assert!(build(&host, &manifest, &Options::default(), &mut Silent).is_err());
         let mut files = Vec::new();
         let mut directories = vec![data.path().to_owned()];
         while let Some(directory) = directories.pop() {

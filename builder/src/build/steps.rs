@@ -4,82 +4,125 @@ use std::time::{Duration, Instant};
 
 use spore_protocol::{ClientError, ExecDefaults, ExecRequest, ExitStatus};
 use spore_snapshot::Digest;
+use spore_snapshot::store::StepEntry;
 use spore_vmm::exit::Ended;
 use spore_vmm::guest::{Agent, ColdBoot, Guest, GuestError};
 use spore_vmm::process::VmError;
 
+use super::cache::{self, Known};
 use crate::error::BuildError;
 use crate::host::Host;
 use crate::manifest::Manifest;
 use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
+use crate::options::Options;
 use crate::plan::{Action, Defaults, Plan, PlannedStep};
 
 /// How long a booting guest may take to its agent, with a second a GiB for page structures on top.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
-/// How long a guest may take to power off.
-const OFF_LIMIT: Duration = Duration::from_secs(120);
 /// The last bytes of a step's output that are kept for its error.
-const TAIL_BYTES: usize = 8 << 10;
+const TAIL_BYTES: usize = 32 << 10;
 /// The last lines of a step's output that are in its error.
-const TAIL_LINES: usize = 20;
+const TAIL_LINES: usize = 100;
 
 /// How long to wait for the agent of a guest that boots with `memory_mb`.
 pub(super) fn boot_limit(memory_mb: u32) -> Duration {
     BOOT_LIMIT + Duration::from_secs(10) * (memory_mb / 1024)
 }
 
-/// Runs all steps and returns the layers of the finished disk, bottom first.
-pub(super) fn run(
-    host: &Host,
-    manifest: &Manifest,
-    plan: &Plan,
-    base: Digest,
-    observer: &mut dyn Observer,
-) -> Result<Vec<Digest>, BuildError> {
-    let memory = manifest.builder_memory();
-    observer.event(BuildEvent::Booting {
-        memory_mb: memory.get(),
-    });
-    let started = Instant::now();
-    let boot = ColdBoot {
-        vcpus: 1,
-        memory_mb: memory.get(),
-        max_memory_mb: memory.get(),
-        kernel: host.kernel().to_owned(),
-        disk: vec![(base, host.store().layer(&base)?)],
-        durable: false,
-    };
-    let mut guest = Guest::cold_boot(host.store(), &boot)?;
-    let (mut agent, _) = guest.wait_agent(boot_limit(memory.get()))?;
-    observer.event(BuildEvent::Booted {
-        took: started.elapsed(),
-    });
-    for (step, planned) in plan.steps.iter().enumerate() {
-        let started = Instant::now();
-        observer.event(BuildEvent::StepStarted {
-            step,
-            of: plan.steps.len(),
-            label: &planned.label,
+/// What the steps are run on.
+pub(super) struct Phase<'a> {
+    pub host: &'a Host,
+    pub manifest: &'a Manifest,
+    pub plan: &'a Plan,
+    pub options: &'a Options,
+}
+
+impl Phase<'_> {
+    /// Runs the steps whose disk is not known and returns the layers of the finished disk, bottom first.
+    pub(super) fn run(&self, base: Digest, observer: &mut dyn Observer) -> Result<Vec<Digest>, BuildError> {
+        let (store, steps) = (self.host.store(), &self.plan.steps);
+        let known = cache::look(store, self.manifest, base, self.options.no_cache)?;
+        for (step, planned) in steps.iter().enumerate().take(known.steps) {
+            observer.event(BuildEvent::StepCached {
+                step,
+                of: steps.len(),
+                label: &planned.label,
+            });
+        }
+        if known.steps == steps.len() {
+            return Ok(known.layers);
+        }
+        let result = self.run_rest(&known, observer);
+        result.map_err(|error| self.options.cancel.explain(error))
+    }
+
+    fn run_rest(&self, known: &Known, observer: &mut dyn Observer) -> Result<Vec<Digest>, BuildError> {
+        let (store, steps) = (self.host.store(), &self.plan.steps);
+        let memory = self.manifest.builder_memory();
+        observer.event(BuildEvent::Booting {
+            memory_mb: memory.get(),
         });
-        let mut runner = Runner {
-            guest: &mut guest,
-            agent: &mut agent,
-            step,
-            planned,
-            memory,
-            observer,
+        let started = Instant::now();
+        let layer = |digest: &Digest| Ok((*digest, store.layer(digest)?));
+        let boot = ColdBoot {
+            vcpus: 1,
+            memory_mb: memory.get(),
+            max_memory_mb: memory.get(),
+            kernel: self.host.kernel().to_owned(),
+            disk: known
+                .layers
+                .iter()
+                .map(layer)
+                .collect::<Result<_, BuildError>>()?,
+            durable: false,
         };
-        runner.run()?;
-        observer.event(BuildEvent::StepDone {
-            step,
+        let mut guest = Guest::cold_boot(store, &boot)?;
+        let _watched = self.options.cancel.watch(&guest)?;
+        let (mut agent, _) = guest.wait_agent(boot_limit(memory.get()))?;
+        observer.event(BuildEvent::Booted {
             took: started.elapsed(),
         });
+        let mut layers = known.layers.clone();
+        for (step, planned) in steps.iter().enumerate().skip(known.steps) {
+            let started = Instant::now();
+            observer.event(BuildEvent::StepStarted {
+                step,
+                of: steps.len(),
+                label: &planned.label,
+            });
+            let mut runner = Runner {
+                guest: &mut guest,
+                agent: &mut agent,
+                step,
+                planned,
+                memory,
+                deadline: started + self.options.step_limit,
+                limit: self.options.step_limit,
+                observer,
+            };
+            runner.run()?;
+            let took = started.elapsed();
+            agent.sync().map_err(|error| guest.explain(error))?;
+            layers = guest.freeze_disk(store)?;
+            if let Some(key) = known.keys.get(step) {
+                let entry = StepEntry {
+                    layers: layers.clone(),
+                    label: planned.label.clone(),
+                    took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                };
+                // A step that is not remembered runs again.
+                if let Err(error) = store.put_step(key, &entry) {
+                    tracing::warn!(%error, "a step's disk is not kept for other builds");
+                }
+            }
+            observer.event(BuildEvent::StepDone {
+                step,
+                took: started.elapsed(),
+            });
+        }
+        Ok(layers)
     }
-    agent.sync().map_err(|error| guest.explain(error))?;
-    drop(agent);
-    guest.power_off(OFF_LIMIT)?;
-    Ok(guest.seal_disk(host.store())?)
 }
 
 struct Runner<'a> {
@@ -88,6 +131,9 @@ struct Runner<'a> {
     step: usize,
     planned: &'a PlannedStep,
     memory: MiB,
+    /// When the step must be over, and how long that is from its start.
+    deadline: Instant,
+    limit: Duration,
     observer: &'a mut dyn Observer,
 }
 
@@ -123,6 +169,9 @@ impl Runner<'_> {
             .iter()
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        // Not none at all: that would be no limit.
+        request.time_limit_ms = Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
         let mut tail = Tail::default();
         let observer = &mut *self.observer;
         let outcome = self.agent.exec(&request, &mut std::io::empty(), &mut |_, bytes| {
@@ -139,13 +188,16 @@ impl Runner<'_> {
             return Ok(());
         }
         // Any process of the step may have been the victim, and the step the one to report it.
-        if outcome.oom_kills > 0 {
-            return Err(self.out_of_memory(label));
+        if outcome.oom_kills > 0 || reports_lack_of_memory(&tail.0) {
+            return Err(self.out_of_memory(label, outcome.oom_kills > 0, &tail));
         }
         let reason = match outcome.status {
             ExitStatus::Code(code) => format!("exit code {code}"),
             ExitStatus::Signal(signal) => format!("killed by signal {signal}"),
-            ExitStatus::TimedOut => "time limit".to_owned(),
+            ExitStatus::TimedOut => format!(
+                "it took longer than the {} s that a step may take (--step-timeout)",
+                self.limit.as_secs()
+            ),
         };
         Err(self.failed(label, format!("{reason}{}", tail.text())))
     }
@@ -158,11 +210,13 @@ impl Runner<'_> {
         }
     }
 
-    fn out_of_memory(&self, label: &str) -> BuildError {
+    fn out_of_memory(&self, label: &str, killed: bool, tail: &Tail) -> BuildError {
         BuildError::OutOfMemory {
             step: self.step,
             label: label.to_owned(),
             memory: self.memory,
+            reached_mb: killed.then(|| victim_mb(&self.guest.console_tail())).flatten(),
+            tail: tail.text(),
         }
     }
 
@@ -173,11 +227,34 @@ impl Runner<'_> {
                 ended: Ended::Panic | Ended::Reset,
                 console,
             }) if console.contains("Out of memory") || console.contains("System is deadlocked on memory") => {
-                self.out_of_memory(label)
+                self.out_of_memory(label, true, &Tail::default())
             }
             error => error.into(),
         }
     }
+}
+
+/// Whether a program that failed said that it could not have memory: the kernel refused it rather than kill anything.
+fn reports_lack_of_memory(output: &[u8]) -> bool {
+    /// As the C library, C++, Python, the JVM, Node and GCC say it.
+    const SAYINGS: [&str; 7] = [
+        "Cannot allocate memory",
+        "std::bad_alloc",
+        "MemoryError",
+        "java.lang.OutOfMemoryError",
+        "JavaScript heap out of memory",
+        "virtual memory exhausted",
+        "out of memory allocating",
+    ];
+    let output = String::from_utf8_lossy(output);
+    SAYINGS.iter().any(|saying| output.contains(saying))
+}
+
+/// How much the process had that the kernel killed last, in MiB, from its message (mm/oom_kill.c).
+fn victim_mb(console: &str) -> Option<u64> {
+    let (_, after) = console.rsplit_once("anon-rss:")?;
+    let digits = after.split_once("kB")?.0;
+    digits.parse::<u64>().ok().map(|kib| kib >> 10)
 }
 
 fn exec_defaults(defaults: &Defaults) -> ExecDefaults {
@@ -216,6 +293,24 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_victim_is_found_on_the_console() {
+        let console = "[  9.1] Out of memory: Killed process 41 (awk) total-vm:300000kB, anon-rss:196608kB, \
+                       file-rss:0kB, shmem-rss:0kB, UID:0 pgtables:400kB oom_score_adj:0\n/ #";
+        assert_eq!(victim_mb(console), Some(192));
+        assert_eq!(victim_mb("anon-rss:lots"), None);
+        assert_eq!(victim_mb(""), None);
+    }
+
+    #[test]
+    fn a_program_that_could_not_have_memory_says_so_in_many_ways() {
+        assert!(reports_lack_of_memory(
+            b"x\nterminate called after throwing an instance of 'std::bad_alloc'\n"
+        ));
+        assert!(reports_lack_of_memory(b"sh: fork: Cannot allocate memory\n"));
+        assert!(!reports_lack_of_memory(b"memory: 12 tests passed\n"));
+    }
 
     #[test]
     fn only_the_end_of_the_output_is_kept() {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | checkpoint of an image | an image names it |
 //! | checkpoint of a sandbox | always; it is deleted by hand |
-//! | layer | an image or a checkpoint that stays names it, or a running VM pins it |
+//! | layer | an image, a checkpoint that stays or a cached step names it, or a running VM pins it |
 //! | base | the same; and otherwise too, unless the caller wants it gone |
 //!
 //! And whatever the caller keeps, for records of its own. Nothing is collected while anyone [holds](Store::hold)
@@ -50,6 +50,26 @@ impl Store {
         let _alone = self.exclude_holders()?;
         // What VMs that are gone have pinned doesn't count.
         self.sweep()?;
+        let (garbage, mut layers) = self.references(keep)?;
+        layers.extend(self.list_steps()?.into_iter().flat_map(|step| step.entry.layers));
+        let mut report = GcReport::default();
+        for id in garbage {
+            self.delete_checkpoint(&id)?;
+            report.checkpoints.push(id);
+        }
+        self.drop_files(&self.layers_dir(), self.list_layers()?, &layers, &mut report)?;
+        if keep.drop_bases {
+            self.drop_files(&self.bases_dir(), self.list_bases()?, &layers, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    /// The checkpoints that nothing needs, and the layers that something does: an image, a checkpoint that stays, a
+    /// running VM.
+    pub(super) fn references(
+        &self,
+        keep: &Keep,
+    ) -> Result<(Vec<CheckpointId>, BTreeSet<Digest>), StoreError> {
         let mut layers = keep.layers.clone();
         layers.extend(run_dir::pinned(self)?);
         let mut checkpoints = keep.checkpoints.clone();
@@ -78,16 +98,7 @@ impl Store {
                 Ok(_) => garbage.push(id),
             }
         }
-        let mut report = GcReport::default();
-        for id in garbage {
-            self.delete_checkpoint(&id)?;
-            report.checkpoints.push(id);
-        }
-        self.drop_files(&self.layers_dir(), self.list_layers()?, &layers, &mut report)?;
-        if keep.drop_bases {
-            self.drop_files(&self.bases_dir(), self.list_bases()?, &layers, &mut report)?;
-        }
-        Ok(report)
+        Ok((garbage, layers))
     }
 
     fn drop_files(

@@ -6,6 +6,7 @@
 //! | `layers/<digest>` | sealed layers |
 //! | `checkpoints/<id>/` | [checkpoints](crate::checkpoint) |
 //! | `images/<id>.json`, `images/names/<name>` | images, and which of them a name means |
+//! | `steps/<key>` | which layers the disk has after a step of a build |
 //! | `run/<id>/` | one running VM's files; it holds a lock in it for as long as it lives |
 //! | `run/.verified/` | which files were read and found intact, and what they looked like then |
 //! | `tmp/` | what isn't finished, or is going away |
@@ -26,6 +27,7 @@ mod lock;
 mod publish;
 mod run_dir;
 mod stamp;
+mod steps;
 mod tmp;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ pub use gc::{GcReport, Keep};
 pub use images::{Image, ImageCheckpoint, ImageRecord};
 pub use lock::Hold;
 pub use run_dir::RunDir;
+pub use steps::{CachedStep, PruneSteps, StepEntry};
 
 /// How much of what lies on the disk is believed without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,13 +57,14 @@ pub struct Store {
     root: PathBuf,
 }
 
-const DIRS: [&str; 8] = [
+const DIRS: [&str; 9] = [
     "",
     "bases",
     "layers",
     "checkpoints",
     "images",
     "images/names",
+    "steps",
     "run",
     "run/.verified",
 ];

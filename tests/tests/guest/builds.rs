@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use spore_builder::observe::BuildEvent;
-use spore_builder::{BuildError, ErrorCode, Host};
+use spore_builder::{BuildError, ErrorCode, Host, Options};
 use spore_snapshot::checkpoint::CheckpointKind;
 use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
@@ -21,9 +21,13 @@ fn host_in(scratch: &Scratch) -> Host {
 }
 
 /// Nothing of a build is in the store but the base it was on.
+/// Nothing is there but the disks after steps that succeeded.
 fn assert_nothing_was_built(host: &Host) {
     assert_eq!(left::in_store(host.store().root()), [""; 0]);
-    assert!(host.store().list_layers().unwrap().is_empty());
+    let mut layers = host.store().list_layers().unwrap();
+    let steps = host.store().list_steps().unwrap();
+    layers.retain(|layer| !steps.iter().any(|step| step.entry.layers.contains(layer)));
+    assert_eq!(layers, []);
     assert!(host.store().list_checkpoints().unwrap().is_empty());
     assert!(host.store().list_images().unwrap().is_empty());
 }
@@ -84,7 +88,7 @@ pub fn every_step_of_a_build_shows_in_a_fork() {
     let image = image();
     let record = &image.builds[0].image.record;
     assert_eq!(record.builder_memory_mb, BUILDER_MB);
-    assert_eq!(record.disk_layers.len(), 2, "base and build");
+    assert_eq!(record.disk_layers.len(), 1 + 7, "the base, and one a step");
     assert_eq!(record.checkpoints.len(), 1);
     assert_eq!(record.checkpoints[0].floor_mb, FLOOR_MB);
     let manifest = image.store().manifest(&image.checkpoint()).unwrap();
@@ -123,7 +127,8 @@ pub fn the_second_build_is_answered_from_the_store() {
     let image = image();
     let mut events = Vec::new();
     let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
-    let again = spore_builder::build(&image.host, &proofs(FLOOR_MB), &mut observer).unwrap();
+    let again =
+        spore_builder::build(&image.host, &proofs(FLOOR_MB), &Options::default(), &mut observer).unwrap();
     assert_eq!((again.build, again.finalize), (None, None));
     assert_eq!(again.checkpoint, image.checkpoint());
     assert_eq!(events, ["DisksCached"]);
@@ -131,7 +136,7 @@ pub fn the_second_build_is_answered_from_the_store() {
     assert_eq!(names, [NAME]);
 }
 
-pub fn a_build_whose_vm_is_killed_leaves_nothing_and_can_be_tried_again() {
+pub fn a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again() {
     let scratch = Scratch::new();
     let host = host_in(&scratch);
     let manifest = manifest(
@@ -151,15 +156,24 @@ pub fn a_build_whose_vm_is_killed_leaves_nothing_and_can_be_tried_again() {
     });
     assert_nothing_was_built(&host);
 
-    let mut killer = On(|event: BuildEvent<'_>| {
+    // Or it is cancelled, as Ctrl-C does.
+    let options = Options::default();
+    let mut canceller = On(|event: BuildEvent<'_>| {
         if let BuildEvent::Output(_) = event {
-            kill_vm_of(&host);
+            options.cancel.cancel();
         }
     });
-    assert_gone(&fails(&host, &manifest, &mut killer));
+    let error = spore_builder::build(&host, &manifest, &options, &mut canceller).unwrap_err();
+    assert_eq!((error.code().as_str(), error.exit_code()), ("cancelled", 130));
     assert_nothing_was_built(&host);
 
-    let built = spore_builder::build(&host, &manifest, &mut On(|_: BuildEvent<'_>| {})).unwrap();
+    let built = spore_builder::build(
+        &host,
+        &manifest,
+        &Options::default(),
+        &mut On(|_: BuildEvent<'_>| {}),
+    )
+    .unwrap();
     assert!(built.build.is_some() && built.finalize.is_some());
     let mut fork = Sandbox::fork(host.store(), &built.checkpoint);
     assert_eq!(fork.get("/opt/done").unwrap(), b"done\n");
@@ -177,8 +191,8 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
         assert_eq!(left::in_store(host.store().root()), [""; 0]);
         assert_eq!(
             host.store().list_layers().unwrap().len(),
-            1 + 1,
-            "of the build and of the checkpoint"
+            7 + 1,
+            "of the steps and of the checkpoint"
         );
         assert_eq!(host.store().list_checkpoints().unwrap().len(), 1);
         assert_eq!(host.store().list_images().unwrap(), before);
@@ -206,7 +220,7 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
 
     let mut events = Vec::new();
     let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
-    let built = spore_builder::build(host, &manifest, &mut observer).unwrap();
+    let built = spore_builder::build(host, &manifest, &Options::default(), &mut observer).unwrap();
     assert!(built.build.is_none() && built.finalize.is_some());
     assert_eq!(events[0], "DisksCached");
     assert!(events[1].starts_with("Finalizing"), "{events:?}");
@@ -216,11 +230,23 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
         checkpoints.map(|checkpoint| checkpoint.floor_mb).collect()
     };
     assert_eq!(floors(&built), [FLOOR_MB, LEAST]);
-    let again = spore_builder::build(host, &manifest, &mut On(|_: BuildEvent<'_>| {})).unwrap();
+    let again = spore_builder::build(
+        host,
+        &manifest,
+        &Options::default(),
+        &mut On(|_: BuildEvent<'_>| {}),
+    )
+    .unwrap();
     assert_eq!((again.build, again.finalize), (None, None));
     assert_eq!(again.checkpoint, built.checkpoint);
     // The floor that was there before is the other one's still.
-    let other = spore_builder::build(host, &proofs(FLOOR_MB), &mut On(|_: BuildEvent<'_>| {})).unwrap();
+    let other = spore_builder::build(
+        host,
+        &proofs(FLOOR_MB),
+        &Options::default(),
+        &mut On(|_: BuildEvent<'_>| {}),
+    )
+    .unwrap();
     assert_eq!((other.checkpoint, other.finalize), (image.checkpoint(), None));
 
     let mut fork = Sandbox::fork(host.store(), &built.checkpoint);
@@ -233,8 +259,8 @@ pub fn a_step_that_fails_is_named_with_the_end_of_its_output() {
     let scratch = Scratch::new();
     let host = host_in(&scratch);
     let steps = [
-        run_step("true"),
-        run_step("seq 100 140; echo the cause >&2; exit 3"),
+        run_step("echo >/once"),
+        run_step("seq 100 240; echo the cause >&2; exit 3"),
         run_step("touch /never"),
     ];
     let mut started = 0;
@@ -252,10 +278,29 @@ pub fn a_step_that_fails_is_named_with_the_end_of_its_output() {
     assert_eq!(error.code(), ErrorCode::BuildFailed);
     let text = error.to_string();
     assert!(text.starts_with("steps[1] (seq 100 140"), "{text}");
-    for part in ["exit code 3", "\n  the cause", "\n  140"] {
+    for part in ["exit code 3", "\n  the cause", "\n  240"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains("\n  101\n"), "only the end of it: {text}");
+    assert_nothing_was_built(&host);
+
+    // Mended, it goes on after its last good step; and a step that takes too long is ended.
+    let mended = [steps[0].clone(), run_step("sleep 60")];
+    let mut events = Vec::new();
+    let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
+    let options = Options {
+        step_limit: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let result = spore_builder::build(
+        &host,
+        &manifest(None, LEAST, LEAST, &mended),
+        &options,
+        &mut observer,
+    );
+    let text = result.unwrap_err().to_string();
+    assert!(text.contains("longer than the 1 s"), "{text}");
+    assert!(events[0].starts_with("StepCached { step: 0"), "{events:?}");
     assert_nothing_was_built(&host);
 }
 

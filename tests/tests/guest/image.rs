@@ -14,7 +14,7 @@ use rustix::fs::SeekFrom;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use spore_builder::observe::{BuildEvent, Observer};
-use spore_builder::{BuildError, Built, Host, Manifest};
+use spore_builder::{BuildError, Built, Host, Manifest, Options};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::checkpoint::{self, CheckpointKind};
 use spore_snapshot::store::Store;
@@ -119,6 +119,7 @@ fn build() -> Image {
         let built = spore_builder::build(
             &host,
             &manifest,
+            &Options::default(),
             &mut On(|event: BuildEvent<'_>| match event {
                 BuildEvent::Output(bytes) => output.lock().unwrap().extend(bytes),
                 other => events.push(format!("{other:?}")),
@@ -212,7 +213,7 @@ pub fn checkpoint_of(sandbox: &mut Sandbox, store: &Store) -> CheckpointId {
 
 /// A build that must fail.
 pub fn fails(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> BuildError {
-    match spore_builder::build(host, manifest, observer) {
+    match spore_builder::build(host, manifest, &Options::default(), observer) {
         Ok(built) => panic!("built {built:?}"),
         Err(error) => error,
     }

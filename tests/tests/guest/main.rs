@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let mut tests = tests! {
         builds:
             equal_builds_at_once_run_once_and_all_get_the_result,
-            a_build_whose_vm_is_killed_leaves_nothing_and_can_be_tried_again,
+            a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again,
             a_step_that_runs_out_of_memory_names_the_field_to_raise,
             a_step_that_replaces_init_is_refused,
             a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_finalizes,

@@ -99,6 +99,12 @@ impl Guest {
         })
     }
 
+    /// A new name each time: what was to go on there may have failed after it was made.
+    pub(super) fn next_overlay(&mut self) -> PathBuf {
+        self.overlays += 1;
+        self.overlay(self.overlays)
+    }
+
     /// Where overlay number `index` of this guest is.
     pub(super) fn overlay(&self, index: u32) -> PathBuf {
         self.run.path().join(format!("disk-{index}"))

@@ -54,9 +54,7 @@ impl Guest {
             Err(ClientError::Refused(why)) => return Err(GuestError::NoForkPort { why: why.to_string() }),
             Err(error) => return Err(self.explain(error)),
         }
-        // A new name each time: a split that failed may have used it.
-        self.overlays += 1;
-        let next = self.overlay(self.overlays);
+        let next = self.next_overlay();
         let (copy, split) = self.vm.split(SLEEP_LIMIT, &next)?;
         let mut trace = Trace::default();
         trace.mark_at("stopped", split.stopped_ns);

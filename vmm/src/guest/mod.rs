@@ -29,7 +29,7 @@ pub use template::{ForkTimes, Shell, Template, Unarmed, Watch};
 
 use crate::clock::Trace;
 use crate::exit::Ended;
-use crate::process::{VmError, VmHandle, serial};
+use crate::process::{Killer, VmError, VmHandle, serial};
 use crate::socket;
 
 /// What the host calls itself to agents.
@@ -163,6 +163,14 @@ impl Guest {
         self.vm.kill();
     }
 
+    /// What ends it from elsewhere.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn killer(&self) -> io::Result<Killer> {
+        self.vm.killer()
+    }
+
     /// The VM, for what is not about the guest's inside.
     pub fn vm(&mut self) -> &mut VmHandle {
         &mut self.vm
@@ -290,6 +298,18 @@ impl Guest {
         let sealed = self.vm.seal_disk()?;
         self.adopt(store, sealed)?;
         Ok(std::mem::take(&mut self.disk_layers))
+    }
+
+    /// The disk as of now, as layers of the store, bottom first; the guest runs on above them. To these it is as if
+    /// the power had failed: the guest should have synced.
+    ///
+    /// # Errors
+    /// [`GuestError`]; the guest runs on.
+    pub fn freeze_disk(&mut self, store: &Store) -> Result<Vec<Digest>, GuestError> {
+        let next = self.next_overlay();
+        let sealed = self.vm.freeze_disk(&next)?;
+        self.adopt(store, sealed)?;
+        Ok(self.disk_layers.clone())
     }
 
     /// Puts sealed layers into the store; what fails half-way goes on with the next call.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use rustix::process::Pid;
 use super::message::{
     ArmSpec, BootSpec, Failure, LoadSpec, Reply, Request, Saved, Split, SplitSpec, VmStats, WakeSpec, Woke,
 };
-use super::owned::Process;
+use super::owned::{Killer, Process};
 use super::wire::{receive, send, send_with};
 use crate::clock::Trace;
 use crate::console;
@@ -116,6 +117,8 @@ impl VmHandle {
         let child = Command::new(&program)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            // What a terminal's keys do to a group is for its owner to hear and to decide about.
+            .process_group(0)
             .spawn()
             .map_err(failed)?;
         Ok(Self {
@@ -140,6 +143,14 @@ impl VmHandle {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What ends it from elsewhere.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn killer(&self) -> io::Result<Killer> {
+        self.process.killer()
     }
 
     /// Unix socket for clients of the guest's vsock ports.
@@ -296,6 +307,18 @@ impl VmHandle {
     /// [`VmError`]; what is not sealed yet is by the next call.
     pub fn seal_frozen(&mut self) -> Result<Vec<PathBuf>, VmError> {
         match self.ask(&Request::SealFrozen, SAVE)? {
+            Reply::Sealed(layers) => Ok(layers),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Goes on with the disk of a running machine in a new overlay, seals what it was until then, and says which files
+    /// are layers now, bottom first. To these it is as if the power had failed: the guest should have synced.
+    ///
+    /// # Errors
+    /// [`VmError`]; what is not sealed yet is by [`VmHandle::seal_frozen`].
+    pub fn freeze_disk(&mut self, next_overlay: &Path) -> Result<Vec<PathBuf>, VmError> {
+        match self.ask(&Request::FreezeDisk(next_overlay.to_owned()), SAVE)? {
             Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
         }

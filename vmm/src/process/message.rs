@@ -44,6 +44,9 @@ pub enum Request {
     Resume,
     /// Seal what splits have frozen of the disk; answered with [`Reply::Sealed`].
     SealFrozen,
+    /// Go on with the disk in a new overlay, and seal what it was until then; answered with [`Reply::Sealed`]. The
+    /// guest runs on: to what is sealed it is as if the power had failed, so it should have synced.
+    FreezeDisk(PathBuf),
     /// Seal the disk of a machine that has ended; answered with [`Reply::Sealed`].
     SealDisk,
     /// Ask the guest to have this much memory beyond boot RAM, in bytes.

@@ -14,3 +14,4 @@ mod wire;
 
 pub use client::{VmError, VmHandle, program, serial};
 pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};
+pub use owned::Killer;

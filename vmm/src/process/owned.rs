@@ -10,6 +10,18 @@ use rustix::process::{
 };
 use std::os::fd::AsFd;
 
+/// What ends a process from elsewhere.
+#[derive(Debug)]
+pub struct Killer(OwnedFd);
+
+impl Killer {
+    /// Ends it; does not wait for that.
+    pub fn kill(&self) {
+        // It can only have ended already.
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+}
+
 /// A child process. Dropping it ends it and waits for it.
 #[derive(Debug)]
 pub struct Process {
@@ -49,6 +61,14 @@ impl Process {
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// What ends it from elsewhere.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn killer(&self) -> io::Result<Killer> {
+        self.descriptor.try_clone().map(Killer)
     }
 
     /// Ends it; does not wait for that.

@@ -153,6 +153,7 @@ impl Server {
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::SealFrozen => self.seal_frozen(),
+            Request::FreezeDisk(next) => self.freeze_disk(&next),
             Request::SealDisk => self.seal_disk(),
             Request::RequestMemory(bytes) => self.request_memory(bytes),
             Request::Stats => self.stats(),

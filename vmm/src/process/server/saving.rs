@@ -53,6 +53,15 @@ impl Server {
         Ok(Reply::Sealed(layers))
     }
 
+    pub(super) fn freeze_disk(&self, next: &Path) -> Result<Reply, Failure> {
+        self.running("freeze the disk")?;
+        let disk = self.disk.as_ref();
+        let disk = disk.ok_or_else(|| failure(FailureKind::Disk, "there is no disk"))?;
+        disk.freeze(next)
+            .map_err(|error| failure(FailureKind::Disk, error))?;
+        self.seal_frozen()
+    }
+
     pub(super) fn seal_disk(&self) -> Result<Reply, Failure> {
         match (&self.vm, &self.disk) {
             (Vm::Over(_), Some(disk)) => {
