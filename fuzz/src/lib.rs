@@ -15,5 +15,6 @@ pub mod ioapic;
 pub mod machine_state;
 pub mod manifest;
 pub mod mmio_registers;
+pub mod net;
 pub mod virtio_mem;
 pub mod vsock;

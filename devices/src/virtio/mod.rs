@@ -9,6 +9,7 @@ pub mod device;
 pub mod drain;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod queue_state;
 pub mod rng;
 
