@@ -1,6 +1,7 @@
 //! The devices of one machine, each behind its own lock.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -10,6 +11,7 @@ use spore_devices::virtio::balloon::{Balloon, BalloonState};
 use spore_devices::virtio::block::{Block, BlockState};
 use spore_devices::virtio::mem::{Mem, MemState};
 use spore_devices::virtio::mmio::{InterruptLine, LostInterrupt, MmioTransport, TransportState, VirtioMmio};
+use spore_devices::virtio::net::{Net, NetState};
 use spore_devices::virtio::rng::{Rng, RngState};
 use spore_devices::virtio::vsock::{Vsock, VsockState};
 use vm_superio::Serial;
@@ -20,6 +22,8 @@ use crate::console::ConsoleLog;
 use crate::hotplug::{Hotplug, Settle};
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::Slot;
+use crate::net::{self, Tap};
+use crate::process::NetSpec;
 use crate::ram::Ram;
 use crate::reclaim::Reclaim;
 
@@ -41,6 +45,10 @@ pub struct DeviceSet {
     pub rng: Mutex<MmioTransport<Rng>>,
     /// virtio-balloon.
     pub balloon: Mutex<MmioTransport<Balloon<Reclaim>>>,
+    /// virtio-net.
+    pub net: Mutex<MmioTransport<Net>>,
+    /// What it is connected to, for whoever waits for frames.
+    tap: Mutex<Option<Arc<OwnedFd>>>,
     /// The interrupt router.
     pub ioapic: Mutex<Ioapic<KvmRouter>>,
     /// The console.
@@ -75,6 +83,8 @@ pub struct DeviceStates {
     pub rng: (TransportState, RngState),
     /// virtio-balloon.
     pub balloon: (TransportState, BalloonState),
+    /// virtio-net.
+    pub net: (TransportState, NetState),
     /// IOAPIC.
     pub ioapic: IoapicState,
     /// Serial registers that the driver set up.
@@ -142,6 +152,8 @@ pub struct Parts {
     pub rng: MmioTransport<Rng>,
     /// virtio-balloon.
     pub balloon: MmioTransport<Balloon<Reclaim>>,
+    /// virtio-net.
+    pub net: MmioTransport<Net>,
     /// IOAPIC.
     pub ioapic: Ioapic<KvmRouter>,
     /// Console.
@@ -169,6 +181,8 @@ impl DeviceSet {
             vsock: Mutex::new(parts.vsock),
             rng: Mutex::new(parts.rng),
             balloon: Mutex::new(parts.balloon),
+            net: Mutex::new(parts.net),
+            tap: Mutex::new(None),
             ioapic: Mutex::new(parts.ioapic),
             serial: Mutex::new(parts.serial),
             generation_line: parts.generation_line,
@@ -201,12 +215,33 @@ impl DeviceSet {
             Slot::Vsock => &self.vsock,
             Slot::Rng => &self.rng,
             Slot::Balloon => &self.balloon,
+            Slot::Net => &self.net,
         }
     }
 
     /// The interrupt line of a device, which needs no lock.
     pub fn line(&self, slot: Slot) -> Option<&InterruptLine> {
         self.lines.get(slot as usize).map(Arc::as_ref)
+    }
+
+    /// Connects the network card to a TAP device. The guest is not told: it has not run yet.
+    ///
+    /// # Errors
+    /// When the card cannot be what is asked, or the TAP cannot do what the guest's driver was promised.
+    pub fn connect(&self, spec: &NetSpec, tap: OwnedFd) -> io::Result<()> {
+        let tap = Arc::new(tap);
+        let backend = Box::new(Tap::new(tap.clone())?);
+        let config = net::config(Some(spec))?;
+        let mut card = lock(&self.net);
+        card.device_mut().set_config(config);
+        card.device_mut().set_backend(Some(backend))?;
+        *lock(&self.tap) = Some(tap);
+        Ok(())
+    }
+
+    /// The TAP device that the network card is connected to, if it is to one.
+    pub fn tap(&self) -> Option<Arc<OwnedFd>> {
+        lock(&self.tap).clone()
     }
 
     /// All queue kicks.
@@ -242,13 +277,14 @@ impl DeviceSet {
     /// All devices at rest. The machine must be paused.
     pub fn save(&self) -> DeviceStates {
         let (root, mem, vsock) = (lock(&self.root), lock(&self.mem), lock(&self.vsock));
-        let (rng, balloon) = (lock(&self.rng), lock(&self.balloon));
+        let (rng, balloon, net) = (lock(&self.rng), lock(&self.balloon), lock(&self.net));
         DeviceStates {
             root: (root.save(), root.device().save()),
             mem: (mem.save(), mem.device().save()),
             vsock: (vsock.save(), vsock.device().save()),
             rng: (rng.save(), rng.device().save()),
             balloon: (balloon.save(), balloon.device().save()),
+            net: (net.save(), net.device().save()),
             ioapic: lock(&self.ioapic).save(),
             serial: SerialRegisters::of(&lock(&self.serial)),
         }

@@ -25,6 +25,8 @@ const STOP: u64 = 0;
 const LISTENER: u64 = 1;
 /// Epoll data of the fork port's event: the guest is awake.
 const AWOKEN: u64 = 2;
+/// Epoll data of the TAP device.
+const TAP: u64 = 3;
 /// Epoll data of kick `n` is `KICKS + n`.
 const KICKS: u64 = 1 << 8;
 /// Epoll data of vsock stream `id` is `STREAMS + id`.
@@ -39,6 +41,8 @@ pub struct IoLoop {
     devices: Arc<DeviceSet>,
     ram: Arc<Ram>,
     port: Arc<ForkPort>,
+    /// Whether the TAP device is waited for; absent while there is none.
+    tap: Option<bool>,
 }
 
 /// What an epoll event is about.
@@ -46,6 +50,7 @@ enum Source {
     Stop,
     Listener,
     Awoken,
+    Tap,
     Kick(usize),
     Stream(ConnectionId),
 }
@@ -56,6 +61,7 @@ impl Source {
             STOP => Self::Stop,
             LISTENER => Self::Listener,
             AWOKEN => Self::Awoken,
+            TAP => Self::Tap,
             STREAMS.. => Self::Stream(ConnectionId::from_u64(data - STREAMS)),
             _ => Self::Kick(usize::try_from(data - KICKS).unwrap_or(usize::MAX)),
         }
@@ -94,6 +100,7 @@ impl IoLoop {
             devices,
             ram,
             port,
+            tap: None,
         })
     }
 
@@ -112,15 +119,16 @@ impl IoLoop {
 
     fn serve(&mut self) -> Result<(), LostInterrupt> {
         // Kicks that came before the pause may have been counted and not served. A fork hears that its connections
-        // are gone when it is awake: the interrupt for it would be the first thing that its kernel does.
+        // are gone when it is awake: the interrupt for it would be the first thing that its kernel does. And what
+        // it had to send is dropped then.
         let asleep = !self.port.is_awake();
         let slots = Slot::ALL
             .into_iter()
-            .filter(|slot| !asleep || *slot != Slot::Vsock);
+            .filter(|slot| !asleep || ![Slot::Vsock, Slot::Net].contains(slot));
         self.devices.kick_all(&slots.collect::<Vec<_>>(), &self.ram)?;
         let mut events = vec![EpollEvent::default(); 64];
         loop {
-            let more = self.pump_vsock()?;
+            let more = self.pump_vsock()? | self.pump_net()?;
             let count = match self.epoll.wait(if more { 0 } else { -1 }, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -133,9 +141,15 @@ impl IoLoop {
                     Source::Listener => self.accept(),
                     Source::Awoken => {
                         let _ = self.port.awoken_event().read();
-                        self.devices.kick_all(&[Slot::Vsock], &self.ram)?;
+                        lock(&self.devices.net).device_mut().unmute();
+                        self.devices.kick_all(&[Slot::Vsock, Slot::Net], &self.ram)?;
                         // Its kernel too: programs that watch the generation id reseed.
                         self.devices.generation_line.trigger()?;
+                    }
+                    Source::Tap => {
+                        lock(&self.devices.net).poll(&self.ram.view().memory(), |card, queues, memory| {
+                            card.receive_ready(queues, memory)
+                        })?;
                     }
                     Source::Kick(number) => {
                         if let Some(kick) = self.devices.kicks().get(number) {
@@ -179,6 +193,35 @@ impl IoLoop {
             }
         }
         Ok(vsock.device().wants_pump())
+    }
+
+    /// Moves what frames can move, and waits for more or not, as the network card wants it. Says whether there is
+    /// more to do.
+    fn pump_net(&mut self) -> Result<bool, LostInterrupt> {
+        if !self.port.is_awake() {
+            return Ok(false);
+        }
+        let mut card = lock(&self.devices.net);
+        if card.device().wants_pump() {
+            card.poll(&self.ram.view().memory(), |card, queues, memory| {
+                card.pump(queues, memory)
+            })?;
+        }
+        let (wanted, more) = (card.device().wants_frames(), card.device().wants_pump());
+        drop(card);
+        if self.tap != Some(wanted)
+            && let Some(tap) = self.devices.tap()
+        {
+            let operation = match self.tap {
+                None => ControlOperation::Add,
+                Some(_) => ControlOperation::Modify,
+            };
+            let events = if wanted { EventSet::IN } else { EventSet::empty() };
+            self.epoll
+                .ctl(operation, tap.as_raw_fd(), EpollEvent::new(events, TAP))?;
+            self.tap = Some(wanted);
+        }
+        Ok(more)
     }
 
     fn accept(&mut self) {

@@ -108,11 +108,20 @@ pub enum Slot {
     Rng = 3,
     /// virtio-balloon (free page reporting).
     Balloon = 4,
+    /// virtio-net.
+    Net = 5,
 }
 
 impl Slot {
     /// All of them, in order.
-    pub const ALL: [Slot; 5] = [Slot::Root, Slot::Mem, Slot::Vsock, Slot::Rng, Slot::Balloon];
+    pub const ALL: [Slot; 6] = [
+        Slot::Root,
+        Slot::Mem,
+        Slot::Vsock,
+        Slot::Rng,
+        Slot::Balloon,
+        Slot::Net,
+    ];
 
     /// Guest-physical address of the device's registers.
     pub const fn mmio(self) -> u64 {

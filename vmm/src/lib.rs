@@ -22,6 +22,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memslots;
+pub mod net;
 pub mod pagemap;
 pub mod pool;
 pub mod process;

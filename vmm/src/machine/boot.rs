@@ -8,6 +8,7 @@ use spore_devices::virtio::balloon::Balloon;
 use spore_devices::virtio::block::{Access, Block, BlockId};
 use spore_devices::virtio::mem::Mem;
 use spore_devices::virtio::mmio::MmioTransport;
+use spore_devices::virtio::net::Net;
 use spore_devices::virtio::rng::Rng;
 use spore_devices::virtio::vsock::{GuestCid, Vsock};
 use spore_devices::vmgenid::VmGenId;
@@ -24,6 +25,7 @@ use crate::device_set::Parts;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::kvm;
 use crate::layout::{self, Slot};
+use crate::net::{self, Nowhere};
 use crate::ram::{Ram, RamLayout};
 use crate::random;
 use crate::reclaim::Reclaim;
@@ -97,6 +99,13 @@ impl Machine {
             balloon: MmioTransport::new(
                 Balloon::new(Reclaim::new(base.ram.clone())),
                 line(Slot::Balloon.gsi())?,
+            ),
+            net: MmioTransport::new(
+                Net::new(
+                    net::config(None).map_err(host("the network card"))?,
+                    Some(Box::new(Nowhere)),
+                ),
+                line(Slot::Net.gsi())?,
             ),
             ioapic: Ioapic::new(KvmRouter(base.vm.clone())),
             serial: Serial::new(

@@ -6,6 +6,7 @@ use spore_devices::virtio::balloon::Balloon;
 use spore_devices::virtio::block::Block;
 use spore_devices::virtio::mem::Mem;
 use spore_devices::virtio::mmio::{MmioTransport, TransportState};
+use spore_devices::virtio::net::Net;
 use spore_devices::virtio::rng::Rng;
 use spore_devices::virtio::vsock::Vsock;
 use spore_devices::vmgenid::VmGenId;
@@ -21,6 +22,7 @@ use crate::console::ConsoleLog;
 use crate::device_set::Parts;
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::{self, Slot};
+use crate::net::Nowhere;
 use crate::random;
 use crate::reclaim::Reclaim;
 use crate::vcpu::state;
@@ -73,11 +75,16 @@ impl Template {
         let (vsock_transport, vsock) = &state.devices.vsock;
         let (rng_transport, rng) = &state.devices.rng;
         let (balloon_transport, balloon) = &state.devices.balloon;
+        let (net_transport, net) = &state.devices.net;
         let root = Block::restore(root.clone(), attachments.disk).map_err(refused("virtio-blk"))?;
         let mem = Mem::restore(config, mem_state, hotplug).map_err(refused("virtio-mem"))?;
         let vsock = Vsock::restore(vsock).map_err(refused("virtio-vsock"))?;
         let rng = Rng::restore(*rng, random::source());
         let balloon = Balloon::restore(*balloon, Reclaim::new(base.ram.clone()));
+        let net = net
+            .config()
+            .and_then(|config| Net::restore(net, config, Some(Box::new(Nowhere))))
+            .map_err(refused("virtio-net"))?;
         let parts = Parts {
             root: transport("virtio-blk", root, root_transport, line(Slot::Root.gsi())?, &view)?,
             mem: transport("virtio-mem", mem, mem_transport, line(Slot::Mem.gsi())?, &view)?,
@@ -96,6 +103,7 @@ impl Template {
                 line(Slot::Balloon.gsi())?,
                 &view,
             )?,
+            net: transport("virtio-net", net, net_transport, line(Slot::Net.gsi())?, &view)?,
             ioapic,
             serial: Serial::from_state(
                 &state.devices.serial.to_state(),

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -167,8 +167,11 @@ impl VmHandle {
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn boot(&mut self, spec: BootSpec) -> Result<(), VmError> {
-        self.done(&Request::Boot(spec))
+    pub fn boot(&mut self, spec: BootSpec, tap: Option<BorrowedFd<'_>>) -> Result<(), VmError> {
+        match self.ask_with(&Request::Boot(spec), tap, ANSWER)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Makes the process a template of a checkpoint.
@@ -258,9 +261,9 @@ impl VmHandle {
     ///
     /// # Errors
     /// [`VmError`]. That it failed to become so is no error here.
-    pub fn wake(&mut self, spec: WakeSpec) -> Result<Woke, VmError> {
+    pub fn wake(&mut self, spec: WakeSpec, tap: Option<BorrowedFd<'_>>) -> Result<Woke, VmError> {
         let limit = Duration::from_millis(spec.limit_ms) + ANSWER;
-        match self.ask(&Request::Wake(spec), limit)? {
+        match self.ask_with(&Request::Wake(spec), tap, limit)? {
             Reply::Woke(woke) => Ok(woke),
             other => Err(unexpected(&other)),
         }

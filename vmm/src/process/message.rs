@@ -105,6 +105,18 @@ pub struct BootSpec {
     pub console: PathBuf,
     /// Unix socket for clients of the guest's vsock ports.
     pub vsock: PathBuf,
+    /// Its network card, connected to the TAP device whose descriptor comes along.
+    pub network: Option<NetSpec>,
+}
+
+/// What a network card is on its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetSpec {
+    /// Its address; frames of others are dropped.
+    pub mac: [u8; 6],
+    /// The largest packet, in bytes.
+    pub mtu: u16,
 }
 
 /// A checkpoint to become a template of.
@@ -141,6 +153,8 @@ pub struct WakeSpec {
     pub identity: Identity,
     /// How long it may take to become that, in milliseconds.
     pub limit_ms: u64,
+    /// Its network card, connected to the TAP device whose descriptor comes along.
+    pub network: Option<NetSpec>,
 }
 
 /// Stopping a machine and forking.

@@ -102,6 +102,11 @@ impl Net {
         self.config
     }
 
+    /// Makes it something else on its link. A driver that has read its configuration space does not look again.
+    pub fn set_config(&mut self, config: NetConfig) {
+        self.config = config;
+    }
+
     /// Connects it to something else, or to nothing, and returns what it was connected to. If
     /// [`Net::take_link_change`] says so, a configuration interrupt is due.
     ///

@@ -142,11 +142,11 @@ impl Server {
         match request {
             Request::Fork => return self.fork(descriptor),
             Request::Split(spec) => return self.split(&spec, descriptor),
-            Request::Boot(spec) => self.boot(spec),
+            Request::Boot(spec) => self.boot(spec, descriptor),
             Request::Load(spec) => self.load(&spec),
             Request::UseWakeSet(pages) => self.use_wake_set(pages),
             Request::Arm(spec) => self.arm(&spec),
-            Request::Wake(spec) => self.wake(&spec),
+            Request::Wake(spec) => self.wake(&spec, descriptor),
             Request::WakeSet => self.wake_set(),
             Request::Save(directory) => self.save(&directory),
             Request::ArmForkPort => self.arm_fork_port(),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,10 +14,24 @@ use crate::clock::{Trace, monotonic_ns};
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
-use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
+use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, NetSpec, Reply, VmStats, WakeSpec, Woke};
 use crate::ram::RamLayout;
 use crate::socket;
 use crate::wake_set::WakeSet;
+
+/// Connects the network card of a machine that has not run yet, if it is to be.
+fn connect(devices: &DeviceSet, spec: Option<&NetSpec>, tap: Option<OwnedFd>) -> Result<(), Failure> {
+    match (spec, tap) {
+        (None, None) => Ok(()),
+        (Some(spec), Some(tap)) => devices
+            .connect(spec, tap)
+            .map_err(|error| failure(FailureKind::Host, format!("the TAP device: {error}"))),
+        _ => Err(failure(
+            FailureKind::Conflict,
+            "a network card needs a TAP device, and the other way round",
+        )),
+    }
+}
 
 impl Server {
     fn attachments(
@@ -38,7 +53,7 @@ impl Server {
         })
     }
 
-    pub(super) fn boot(&mut self, spec: BootSpec) -> Result<Reply, Failure> {
+    pub(super) fn boot(&mut self, spec: BootSpec, tap: Option<OwnedFd>) -> Result<Reply, Failure> {
         self.empty()?;
         let disk = disk::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
         let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
@@ -52,6 +67,7 @@ impl Server {
             cmdline: spec.cmdline,
         };
         let machine = Machine::boot(&config, attachments).map_err(from_machine)?;
+        connect(machine.devices(), spec.network.as_ref(), tap)?;
         self.vm = Vm::Running(machine.run().map_err(from_machine)?);
         Ok(Reply::Done)
     }
@@ -75,12 +91,13 @@ impl Server {
     }
 
     /// Lets an armed machine run, and waits until it is who it should be.
-    pub(super) fn wake(&mut self, spec: &WakeSpec) -> Result<Reply, Failure> {
+    pub(super) fn wake(&mut self, spec: &WakeSpec, tap: Option<OwnedFd>) -> Result<Reply, Failure> {
         let mut trace = Trace::default();
         trace.mark("wake request received");
         let Vm::Running(running) = &mut self.vm else {
             return Err(cannot("wake", &self.vm));
         };
+        connect(running.devices(), spec.network.as_ref(), tap)?;
         running.write_mailbox(&spec.identity).map_err(from_machine)?;
         trace.mark("mailbox written");
         running.release().map_err(from_machine)?;
