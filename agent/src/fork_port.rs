@@ -267,6 +267,9 @@ impl ForkPort {
             .defaults
             .give(wake.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
+        if wake.network.is_some() {
+            return Err(Failed(Repair::Network, "this agent has no network".to_owned()));
+        }
         plan.run_hooks(wake.hooks_limit_ms)
     }
 
@@ -303,6 +306,7 @@ impl ForkPort {
             boot_id: draw_nonce(),
             env: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
             hooks_limit_ms: 0,
+            network: None,
         };
         drop(black_box(vec![1u8; WARM_BYTES]));
         let _ = black_box(wake.to_page().map(|page| Wake::from_page(&page)));

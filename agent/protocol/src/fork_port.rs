@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::{Network, NetworkError};
+
 /// Guest-physical address of the register page.
 pub const REGISTERS: u64 = 0xD010_0000;
 /// Guest-physical address of the mailbox page.
@@ -63,6 +65,8 @@ pub struct Wake {
     pub env: BTreeMap<String, String>,
     /// How long its hooks may take, all together, in milliseconds.
     pub hooks_limit_ms: u32,
+    /// Who it is on its network; without one its interface is taken down, if it was up.
+    pub network: Option<Network>,
 }
 
 /// What the agent repairs in a fork, as the value it writes to [`READY`] when it could not.
@@ -87,6 +91,8 @@ pub enum Repair {
     Environment = 8,
     /// A program in `/etc/spore/on-fork.d` failed, or took too long.
     Hook = 9,
+    /// Its interface still has another machine's addresses or connections, or not its own.
+    Network = 10,
 }
 
 impl Repair {
@@ -102,6 +108,7 @@ impl Repair {
             7 => Some(Self::BootId),
             8 => Some(Self::Environment),
             9 => Some(Self::Hook),
+            10 => Some(Self::Network),
             _ => Some(Self::Unknown),
         }
     }
@@ -119,6 +126,7 @@ impl std::fmt::Display for Repair {
             Self::BootId => "giving it a boot id",
             Self::Environment => "setting the environment",
             Self::Hook => "a hook in /etc/spore/on-fork.d",
+            Self::Network => "configuring the network",
         })
     }
 }
@@ -135,6 +143,9 @@ pub enum MailboxError {
     /// This cannot be the name of an environment variable, or not have this value.
     #[error("environment variable {0:?}: its name must not be empty or have '=', and neither NUL")]
     Variable(String),
+    /// No machine can be this on a network.
+    #[error("network: {0}")]
+    Network(#[from] NetworkError),
     /// It is malformed.
     #[error("the mailbox is malformed: {0}")]
     Malformed(#[from] postcard::Error),
@@ -174,6 +185,9 @@ impl Wake {
     fn check(&self) -> Result<(), MailboxError> {
         if self.hostname.len() > MAX_HOSTNAME_BYTES || self.hostname.contains('\0') {
             return Err(MailboxError::Hostname(self.hostname.clone()));
+        }
+        if let Some(network) = &self.network {
+            network.check()?;
         }
         let bad = |(name, value): &(&String, &String)| {
             name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
@@ -270,6 +284,7 @@ mod tests {
             boot_id: [4; 16],
             env: BTreeMap::from([("A".into(), "1".into()), ("B".into(), String::new())]),
             hooks_limit_ms: 10_000,
+            network: Some(crate::network::tests::network()),
         }
     }
 
@@ -311,6 +326,14 @@ mod tests {
             };
             assert!(matches!(bad.to_page(), Err(MailboxError::Hostname(_))));
         }
+        let mut bad = wake();
+        bad.network.as_mut().unwrap().prefix_len = 32;
+        assert!(matches!(bad.to_page(), Err(MailboxError::Network(_))));
+        let none = Wake {
+            network: None,
+            ..wake()
+        };
+        assert_eq!(Wake::from_page(&none.to_page().unwrap()).unwrap(), Some(none));
         let room = with("A", &"x".repeat(3000));
         assert_eq!(Wake::from_page(&room.to_page().unwrap()).unwrap(), Some(room));
         let large = with("A", &"x".repeat(PAGE_BYTES));
@@ -349,7 +372,7 @@ mod tests {
 
     #[test]
     fn every_repair_has_its_number_and_what_is_not_known_is_unknown() {
-        for number in 1..=9 {
+        for number in 1..=10 {
             let repair = Repair::from_register(number).unwrap();
             assert_eq!(repair as u32, number);
         }

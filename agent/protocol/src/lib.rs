@@ -33,6 +33,7 @@ pub mod fork_port;
 pub mod frame;
 mod hello;
 pub mod message;
+pub mod network;
 
 pub use client::{AgentClient, ClientError, ExecEvent, ExecOutput, ExecWriter, OutputStream};
 pub use connect::{ConnectError, connect_handshake};
@@ -42,10 +43,11 @@ pub use message::{
     DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, FileInfo,
     FileIntegrity, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong, Reply, Request, Status, StdinMode,
 };
+pub use network::{Network, NetworkError};
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The vsock port the agent listens on.
 pub const AGENT_PORT: u32 = 1024;

@@ -74,6 +74,7 @@ fn wake(generation: [u8; 16], identity: &Identity) -> Wake {
         boot_id: random::bytes(),
         env: identity.env.clone(),
         hooks_limit_ms: u32::try_from(HOOKS_LIMIT.as_millis()).unwrap_or(u32::MAX),
+        network: None,
     }
 }
 
