@@ -238,6 +238,10 @@ impl Agent {
             Request::Poweroff => self.end(Ending::Poweroff, connection, buffers)?,
             Request::Reboot => self.end(Ending::Reboot, connection, buffers)?,
             Request::Sleep => self.sleep(connection, buffers)?,
+            Request::Network(_) => {
+                let failure = Failure::new(FailureKind::Unsupported, "this agent has no network");
+                buffers.push(&Reply::Failed(failure))?;
+            }
         }
         Ok(())
     }

@@ -247,6 +247,9 @@ impl ForkPort {
             .defaults
             .give(head.rest.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
+        if head.rest.network.is_some() {
+            return Err(Failed(Repair::Network, "this agent has no network".to_owned()));
+        }
         plan.run_hooks(head.hooks_limit_ms)
     }
 
@@ -271,6 +274,7 @@ impl ForkPort {
             machine_id: nonces[0],
             boot_id: nonces[1],
             env: std::collections::BTreeMap::new(),
+            network: None,
             hooks_limit_ms: 0,
         };
         let page = wake.to_page().ok().and_then(|page| page.try_into().ok());

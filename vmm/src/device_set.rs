@@ -14,6 +14,7 @@ use spore_devices::virtio::mmio::{InterruptLine, LostInterrupt, MmioTransport, T
 use spore_devices::virtio::net::{Net, NetState};
 use spore_devices::virtio::rng::{Rng, RngState};
 use spore_devices::virtio::vsock::{Vsock, VsockState};
+use spore_protocol::network::Network;
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -23,7 +24,6 @@ use crate::hotplug::{Hotplug, Settle};
 use crate::irq::{IrqLine, KvmRouter, SerialLine};
 use crate::layout::Slot;
 use crate::net::{self, Tap};
-use crate::process::NetSpec;
 use crate::ram::Ram;
 use crate::reclaim::Reclaim;
 
@@ -228,7 +228,7 @@ impl DeviceSet {
     ///
     /// # Errors
     /// When the card cannot be what is asked, or the TAP cannot do what the guest's driver was promised.
-    pub fn connect(&self, spec: &NetSpec, tap: OwnedFd) -> io::Result<()> {
+    pub fn connect(&self, spec: &Network, tap: OwnedFd) -> io::Result<()> {
         let tap = Arc::new(tap);
         let backend = Box::new(Tap::new(tap.clone())?);
         let config = net::config(Some(spec))?;

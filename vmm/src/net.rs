@@ -5,9 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use spore_devices::virtio::net::{Mac, Mtu, NetBackend, NetConfig, Offloads};
+use spore_protocol::network::Network;
 use vm_memory::VolatileSlice;
-
-use crate::process::NetSpec;
 
 /// Features of a TAP (include/uapi/linux/if_tun.h).
 const TUN_F_CSUM: libc::c_ulong = 0x01;
@@ -99,8 +98,9 @@ const NO_MAC: [u8; 6] = [0x02, 0x53, 0x50, 0, 0, 1];
 ///
 /// # Errors
 /// An address or an MTU that is none.
-pub fn config(spec: Option<&NetSpec>) -> io::Result<NetConfig> {
-    let invalid = |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+pub fn config(spec: Option<&Network>) -> io::Result<NetConfig> {
+    let invalid =
+        |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
     let mac = Mac::try_from(spec.map_or(NO_MAC, |spec| spec.mac)).map_err(|error| invalid(&error))?;
     let mtu = spec.map_or(Ok(Mtu::ETHERNET), |spec| Mtu::try_from(spec.mtu));
     Ok(NetConfig {

@@ -33,6 +33,7 @@ pub mod fork_port;
 pub mod frame;
 mod hello;
 pub mod message;
+pub mod network;
 
 pub use client::{AgentClient, ClientError, ExecEvent, ExecOutput, ExecWriter, OutputStream};
 pub use connect::{ConnectError, connect_handshake};
@@ -42,6 +43,7 @@ pub use message::{
     DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, FileInfo,
     FileIntegrity, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong, Reply, Request, Status, StdinMode,
 };
+pub use network::{Network, NetworkError};
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.

@@ -6,6 +6,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::network::Network;
+
 /// What the host sends: something to do, or more of what is being done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostFrame<'a> {
@@ -90,6 +92,8 @@ pub enum Request {
     /// Go to the [fork port](crate::fork_port) to be checkpointed. Answered with [`Reply::Done`]
     /// before it goes; the connection is of no use after that.
     Sleep,
+    /// Be this on your network, or nobody: the interface is taken down. Connections over it end.
+    Network(Option<Network>),
 }
 
 /// What the agent answers.

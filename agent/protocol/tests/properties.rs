@@ -9,7 +9,7 @@ use spore_protocol::frame::{decode, encode};
 use spore_protocol::{
     AgentClient, ClientError, DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus,
     Failure, FailureKind, FileInfo, FrameBuf, Hello, HostFrame, MAX_FRAME_BYTES, MemoryBlocks, MemoryReport,
-    Reply, Request, StdinMode,
+    Network, Reply, Request, StdinMode,
 };
 
 fn env() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -42,7 +42,28 @@ fn request() -> impl Strategy<Value = Request> {
         (env(), any::<Option<String>>())
             .prop_map(|(env, workdir)| Request::SetDefaults(ExecDefaults { env, workdir })),
         Just(Request::Integrity),
+        prop::option::of(network()).prop_map(Request::Network),
     ]
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    let dns = prop::collection::vec(any::<std::net::Ipv4Addr>(), 0..5);
+    (
+        any::<[u8; 6]>(),
+        any::<std::net::Ipv4Addr>(),
+        any::<u8>(),
+        any::<std::net::Ipv4Addr>(),
+        dns,
+        any::<u16>(),
+    )
+        .prop_map(|(mac, address, prefix_len, gateway, dns, mtu)| Network {
+            mac,
+            address,
+            prefix_len,
+            gateway,
+            dns,
+            mtu,
+        })
 }
 
 fn reply() -> impl Strategy<Value = Reply<'static>> {

@@ -67,7 +67,7 @@ impl Finalize<'_> {
             disk,
             durable: false,
         };
-        let mut guest = Guest::cold_boot(store, &boot)?;
+        let mut guest = Guest::cold_boot(store, &boot, None)?;
         let _watched = self.cancel.watch(&guest)?;
         let (mut agent, status) = guest
             .wait_agent(boot_limit(variant.floor_mb))

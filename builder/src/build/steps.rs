@@ -77,7 +77,7 @@ impl Phase<'_> {
                 .collect::<Result<_, BuildError>>()?,
             durable: false,
         };
-        let mut guest = Guest::cold_boot(store, &boot)?;
+        let mut guest = Guest::cold_boot(store, &boot, None)?;
         let _watched = self.options.cancel.watch(&guest)?;
         let (mut agent, _) = guest.wait_agent(boot_limit(memory.get()))?;
         observer.event(BuildEvent::Booted {

@@ -11,7 +11,7 @@ use super::state::MAX_STATE;
 use crate::Digest;
 
 /// The checkpoint format that this build writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The longest manifest in bytes (16 MiB); that of 16 GiB of memory has less than 200 KiB.
 pub(crate) const MAX_MANIFEST: u64 = 16 << 20;

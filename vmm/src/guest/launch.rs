@@ -1,5 +1,6 @@
 //! Making guests by cold boot.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use spore_snapshot::disk::{Layer, LayerKind};
 use spore_snapshot::store::{RunDir, Store};
 use spore_snapshot::{Digest, RunId};
 
-use super::{ForkTimes, Guest, GuestError};
+use super::{ForkTimes, Guest, GuestError, Plug};
 use crate::clock::Trace;
 use crate::disk::{DiskSpec, LayerFile, StackSpec};
 use crate::kvm::KvmKind;
@@ -50,11 +51,12 @@ pub struct ColdBoot {
 }
 
 impl Guest {
-    /// Cold-boots a guest; it is running when this returns, its agent not yet up.
+    /// Cold-boots a guest; it is running when this returns, its agent not yet up. With a `plug` its card is connected,
+    /// and its agent has to be told who it is there ([`AgentClient::set_network`](spore_protocol::AgentClient)).
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn cold_boot(store: &Store, boot: &ColdBoot) -> Result<Self, GuestError> {
+    pub fn cold_boot(store: &Store, boot: &ColdBoot, plug: Option<&Plug>) -> Result<Self, GuestError> {
         let layers = boot.disk.iter().map(|(_, layer)| layer_file(layer)).collect();
         let digests = boot.disk.iter().map(|(digest, _)| *digest).collect();
         let mut guest = Self::spawn(store, digests)?;
@@ -74,8 +76,9 @@ impl Guest {
             },
             console: guest.console(),
             vsock: guest.vm.vsock().to_owned(),
+            network: plug.map(|plug| plug.network.clone()),
         };
-        guest.vm.boot(spec)?;
+        guest.vm.boot(spec, plug.map(|plug| plug.tap.as_fd()))?;
         Ok(guest)
     }
 

@@ -7,9 +7,8 @@ use spore_snapshot::store::{RunDir, Store};
 
 use super::launch::{console_of, new_id, vsock_of};
 use super::template::Unarmed;
-use super::{Guest, GuestError};
+use super::{Guest, GuestError, Someone};
 use crate::clock::{Trace, monotonic_ns};
-use crate::machine::Identity;
 use crate::process::VmHandle;
 
 /// How long the agent may take to its fork port.
@@ -76,7 +75,11 @@ impl Guest {
     /// # Errors
     /// [`GuestError`] when there are no forks at all; the guest runs on if it can. That some of them failed is told
     /// in their places.
-    pub fn live_fork(&mut self, store: &Store, identities: &[Identity]) -> Result<LiveFork, GuestError> {
+    pub fn live_fork<W>(&mut self, store: &Store, identities: &[W]) -> Result<LiveFork, GuestError>
+    where
+        W: Sync,
+        for<'a> &'a W: Into<Someone>,
+    {
         let count = identities.len();
         if !(1..=MAX_FORKS).contains(&count) {
             return Err(GuestError::ForkCount {

@@ -9,6 +9,7 @@ mod checkpoint;
 mod launch;
 mod live_fork;
 mod resize;
+mod someone;
 mod template;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use checkpoint::CheckpointPlan;
 pub use launch::{ColdBoot, cmdline, default_max_mb};
 pub use live_fork::{LiveFork, SplitTimes};
 pub use resize::{Granted, ResizeError, Shortfall};
+pub use someone::{Plug, Someone};
 pub use template::{ForkTimes, Shell, Template, Unarmed, Watch};
 
 use crate::clock::Trace;

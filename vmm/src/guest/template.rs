@@ -9,7 +9,7 @@ use spore_snapshot::store::{Checkpoint, RunDir, Store};
 use spore_snapshot::{CheckpointId, Digest};
 
 use super::launch::{console_of, layer_file, new_id, vsock_of};
-use super::{Guest, GuestError};
+use super::{Guest, GuestError, Someone};
 use crate::clock::monotonic_ns;
 use crate::disk::StackSpec;
 use crate::machine::Identity;
@@ -197,9 +197,9 @@ impl Shell {
     ///
     /// # Errors
     /// [`GuestError::Identity`] when it could not become who it should be; it is destroyed then.
-    pub fn claim(self, identity: &Identity, asked_ns: u64) -> Result<Guest, GuestError> {
+    pub fn claim(self, who: impl Into<Someone>, asked_ns: u64) -> Result<Guest, GuestError> {
         let mut guest = self.guest;
-        wake(&mut guest, identity, asked_ns)?;
+        wake(&mut guest, &who.into(), asked_ns)?;
         Ok(guest)
     }
 
@@ -226,14 +226,18 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub fn fork(store: &Store, checkpoint: &Checkpoint) -> Result<Self, GuestError> {
-        Self::fork_as(store, checkpoint, &Identity::default())
+        Self::fork_as(store, checkpoint, Identity::default())
     }
 
     /// As [`Guest::fork`], as somebody.
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn fork_as(store: &Store, checkpoint: &Checkpoint, identity: &Identity) -> Result<Self, GuestError> {
+    pub fn fork_as(
+        store: &Store,
+        checkpoint: &Checkpoint,
+        who: impl Into<Someone>,
+    ) -> Result<Self, GuestError> {
         let asked = monotonic_ns();
         let (spec, layers) = load_spec(store, checkpoint)?;
         let run = RunDir::create(store, &new_id())?;
@@ -241,7 +245,7 @@ impl Guest {
         let mut unarmed = Unarmed::new(run, vm, layers)?;
         unarmed.guest.vm.load(spec)?;
         unarmed.guest.trace.mark("loaded");
-        unarmed.arm()?.claim(identity, asked)
+        unarmed.arm()?.claim(who, asked)
     }
 }
 
@@ -270,8 +274,8 @@ fn load_spec(store: &Store, checkpoint: &Checkpoint) -> Result<(LoadSpec, Vec<Di
 }
 
 /// Lets an armed guest run, and sees that it is who it should be.
-fn wake(guest: &mut Guest, identity: &Identity, asked_ns: u64) -> Result<(), GuestError> {
-    let mut identity = identity.clone();
+fn wake(guest: &mut Guest, who: &Someone, asked_ns: u64) -> Result<(), GuestError> {
+    let mut identity = who.identity();
     if identity.hostname.is_empty() {
         identity.hostname = guest.id().to_owned();
     }
@@ -279,7 +283,7 @@ fn wake(guest: &mut Guest, identity: &Identity, asked_ns: u64) -> Result<(), Gue
         identity,
         limit_ms: u64::try_from(READY_LIMIT.as_millis()).unwrap_or(u64::MAX),
     };
-    let woke = guest.vm.wake(spec)?;
+    let woke = guest.vm.wake(spec, who.tap())?;
     let since = |at: u64| Duration::from_nanos(at.saturating_sub(asked_ns));
     guest.times = ForkTimes {
         released: since(woke.released_ns),

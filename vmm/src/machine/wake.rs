@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use spore_protocol::fork_port::{MAILBOX, PAGE_BYTES, Wake};
+use spore_protocol::network::Network;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::{MachineError, Running, Shared};
@@ -22,6 +23,8 @@ pub struct Identity {
     pub hostname: String,
     /// Environment of everything that is run in it, over the image's defaults.
     pub env: BTreeMap<String, String>,
+    /// Who it is on its network, if it is to have one.
+    pub network: Option<Network>,
 }
 
 impl Shared {
@@ -65,6 +68,7 @@ fn wake(generation: [u8; 16], identity: &Identity) -> Wake {
         boot_id: random::bytes(),
         env: identity.env.clone(),
         hooks_limit_ms: u32::try_from(HOOKS_LIMIT.as_millis()).unwrap_or(u32::MAX),
+        network: identity.network.clone(),
     }
 }
 
@@ -98,6 +102,7 @@ mod tests {
         let identity = Identity {
             hostname: "a".into(),
             env: BTreeMap::from([("A".into(), "1".into())]),
+            network: None,
         };
         let json = serde_json::to_string(&identity).unwrap();
         assert_eq!(serde_json::from_str::<Identity>(&json).unwrap(), identity);

@@ -21,8 +21,7 @@ use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
 
 use crate::clock::monotonic_ns;
-use crate::guest::{Guest, GuestError, Shell, Template};
-use crate::machine::Identity;
+use crate::guest::{Guest, GuestError, Shell, Someone, Template};
 use crate::process::VmError;
 use entry::Entry;
 use reaper::Reaper;
@@ -153,11 +152,12 @@ impl Pool {
     ///
     /// # Errors
     /// [`GuestError`]. A shell whose process died is no error: there is another way to a fork.
-    pub fn fork(&self, id: &CheckpointId, identity: &Identity) -> Result<Forked, GuestError> {
+    pub fn fork(&self, id: &CheckpointId, who: impl Into<Someone>) -> Result<Forked, GuestError> {
+        let who = &who.into();
         let asked = monotonic_ns();
         let _waiting = Waiting::new(&self.shared);
         while let Some(shell) = self.take_shell(id) {
-            match shell.claim(identity, asked) {
+            match shell.claim(who, asked) {
                 Err(GuestError::Vm(VmError::Gone { .. } | VmError::Control(_))) => {}
                 result => {
                     return result.map(|guest| Forked {
@@ -167,25 +167,25 @@ impl Pool {
                 }
             }
         }
-        self.fork_template(id, identity, asked)
+        self.fork_template(id, who, asked)
     }
 
     /// A running fork of a checkpoint's template, even if there are shells.
     ///
     /// # Errors
     /// [`GuestError`].
-    pub fn fork_without_shell(&self, id: &CheckpointId, identity: &Identity) -> Result<Forked, GuestError> {
-        let asked = monotonic_ns();
-        let _waiting = Waiting::new(&self.shared);
-        self.fork_template(id, identity, asked)
-    }
-
-    fn fork_template(
+    pub fn fork_without_shell(
         &self,
         id: &CheckpointId,
-        identity: &Identity,
-        asked: u64,
+        who: impl Into<Someone>,
     ) -> Result<Forked, GuestError> {
+        let who = &who.into();
+        let asked = monotonic_ns();
+        let _waiting = Waiting::new(&self.shared);
+        self.fork_template(id, who, asked)
+    }
+
+    fn fork_template(&self, id: &CheckpointId, who: &Someone, asked: u64) -> Result<Forked, GuestError> {
         let mut template = self.template(id)?;
         let forked = lock(&template).split_off(&self.shared.store);
         let unarmed = match forked {
@@ -197,7 +197,7 @@ impl Pool {
             }
             result => result?,
         };
-        let mut guest = unarmed.arm()?.claim(identity, asked)?;
+        let mut guest = unarmed.arm()?.claim(who, asked)?;
         self.learn(id, &template, &mut guest);
         Ok(Forked {
             guest,
@@ -232,7 +232,7 @@ impl Pool {
         let template = self.template(id)?;
         if lock(&template).wake_set().is_none() {
             // The first fork shows what the others will touch.
-            let forked = self.fork_without_shell(id, &Identity::default())?;
+            let forked = self.fork_without_shell(id, Someone::default())?;
             self.destroy(forked.guest);
         }
         loop {

@@ -389,7 +389,21 @@ impl VmHandle {
     }
 
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, VmError> {
-        send(&self.control, request).map_err(|error| self.lost(error))?;
+        self.ask_with(request, None, limit)
+    }
+
+    /// Asks, with a descriptor that goes along.
+    fn ask_with(
+        &mut self,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+        limit: Duration,
+    ) -> Result<Reply, VmError> {
+        let sent = match descriptor {
+            Some(descriptor) => send_with(&self.control, request, descriptor),
+            None => send(&self.control, request),
+        };
+        sent.map_err(|error| self.lost(error))?;
         self.answer(limit)
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use spore_protocol::fork_port::Repair;
+use spore_protocol::network::Network;
 use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
 use crate::clock::Trace;
@@ -106,17 +107,7 @@ pub struct BootSpec {
     /// Unix socket for clients of the guest's vsock ports.
     pub vsock: PathBuf,
     /// Its network card, connected to the TAP device whose descriptor comes along.
-    pub network: Option<NetSpec>,
-}
-
-/// What a network card is on its link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NetSpec {
-    /// Its address; frames of others are dropped.
-    pub mac: [u8; 6],
-    /// The largest packet, in bytes.
-    pub mtu: u16,
+    pub network: Option<Network>,
 }
 
 /// A checkpoint to become a template of.
@@ -149,12 +140,10 @@ pub struct ArmSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WakeSpec {
-    /// Who it is to be, if it wakes at its fork port.
+    /// Who it is to be. If it is to have a network, the descriptor of the TAP device comes along.
     pub identity: Identity,
     /// How long it may take to become that, in milliseconds.
     pub limit_ms: u64,
-    /// Its network card, connected to the TAP device whose descriptor comes along.
-    pub network: Option<NetSpec>,
 }
 
 /// Stopping a machine and forking.

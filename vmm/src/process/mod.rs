@@ -13,5 +13,5 @@ pub mod server;
 mod wire;
 
 pub use client::{VmError, VmHandle, program, serial};
-pub use message::{BootSpec, Failure, FailureKind, LoadSpec, NetSpec, Saved, Split, VmStats, WakeSpec, Woke};
+pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};
 pub use owned::Killer;

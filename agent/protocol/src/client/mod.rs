@@ -13,6 +13,7 @@ use crate::CHUNK_BYTES;
 use crate::frame::{self, FrameBuf};
 use crate::hello::Hello;
 use crate::message::{ExecDefaults, HostFrame, Integrity, MemoryReport, Pong, Reply, Request, Status};
+use crate::network::Network;
 
 /// A connection to the agent.
 ///
@@ -110,6 +111,15 @@ impl<S: Read + Write> AgentClient<S> {
     /// [`ClientError`].
     pub fn set_defaults(&mut self, defaults: &ExecDefaults) -> Result<(), ClientError> {
         self.command(Request::SetDefaults(defaults.clone()))
+    }
+
+    /// Makes the guest this on its network, or takes it off: what connections it had over its interface
+    /// end.
+    ///
+    /// # Errors
+    /// [`ClientError`]; refused by a guest without a network card, and by one that cannot be this.
+    pub fn set_network(&mut self, network: Option<&Network>) -> Result<(), ClientError> {
+        self.command(Request::Network(network.cloned()))
     }
 
     /// Writes everything dirty in the guest to its disks.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::{Network, NetworkError};
+
 use super::{PAGE_BYTES, boot_id_text, machine_id_text};
 
 /// Where things are in the page, as offsets in bytes. Numbers are little-endian and aligned to their size.
@@ -71,6 +73,8 @@ pub struct Wake {
     /// Environment of everything that is run in it, over the image's defaults and over what the fork it
     /// is a fork of was given.
     pub env: BTreeMap<String, String>,
+    /// Who it is on its network; without one its interface is taken down, if it was up.
+    pub network: Option<Network>,
     /// How long its hooks may take, all together, in milliseconds.
     pub hooks_limit_ms: u32,
 }
@@ -80,6 +84,8 @@ pub struct Wake {
 pub struct Rest {
     /// [`Wake::env`].
     pub env: BTreeMap<String, String>,
+    /// [`Wake::network`].
+    pub network: Option<Network>,
 }
 
 /// What the agent needs of a page beside the places that it reads itself.
@@ -105,6 +111,9 @@ pub enum MailboxError {
     /// This cannot be the name of an environment variable, or not have this value.
     #[error("environment variable {0:?}: its name must not be empty or have '=', and neither NUL")]
     Variable(String),
+    /// No machine can be this on a network.
+    #[error("network: {0}")]
+    Network(#[from] NetworkError),
     /// Another version's, or nonsense.
     #[error("the mailbox has format {0:#x}, and this agent reads {format:#x}", format = layout::FORMAT_NUMBER)]
     Format(u32),
@@ -124,6 +133,7 @@ impl Wake {
         }
         let rest = Rest {
             env: self.env.clone(),
+            network: self.network.clone(),
         };
         rest.check()?;
         let rest = match rest == Rest::default() {
@@ -209,10 +219,10 @@ impl Rest {
         let bad = |(name, value): &(&String, &String)| {
             name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
         };
-        match self.env.iter().find(bad) {
-            Some((name, _)) => Err(MailboxError::Variable(name.clone())),
-            None => Ok(()),
+        if let Some((name, _)) = self.env.iter().find(bad) {
+            return Err(MailboxError::Variable(name.clone()));
         }
+        Ok(self.network.as_ref().map_or(Ok(()), Network::check)?)
     }
 }
 
@@ -243,6 +253,7 @@ mod tests {
             machine_id: [3; 16],
             boot_id: [4; 16],
             env: BTreeMap::from([("A".into(), "1".into()), ("B".into(), String::new())]),
+            network: Some(crate::network::tests::network()),
             hooks_limit_ms: 10_000,
         }
     }
@@ -270,7 +281,7 @@ mod tests {
         assert_eq!(at(layout::HOSTNAME, 5), b"vm-1\0");
         let head = Head::from_page(&page).unwrap().unwrap();
         assert_eq!((head.generation, head.hooks_limit_ms), ([7; 16], 10_000));
-        assert_eq!(head.rest.env, wake().env);
+        assert_eq!((head.rest.env, head.rest.network), (wake().env, wake().network));
         assert_eq!(Head::from_page(&[0; PAGE_BYTES]).unwrap(), None);
     }
 
@@ -331,6 +342,7 @@ mod tests {
             ));
             let rest = postcard::to_stdvec(&Rest {
                 env: with_variable(name, value).env,
+                network: None,
             })
             .unwrap();
             let mut page = with_variable("A", "x").to_page().unwrap();
@@ -342,6 +354,9 @@ mod tests {
             let bad = Wake { hostname, ..wake() };
             assert!(matches!(bad.to_page(), Err(MailboxError::Hostname(_))));
         }
+        let mut bad = wake();
+        bad.network.as_mut().unwrap().prefix_len = 32;
+        assert!(matches!(bad.to_page(), Err(MailboxError::Network(_))));
         let room = with_variable("A", &"x".repeat(3000));
         let head = Head::from_page(&room.to_page().unwrap()).unwrap().unwrap();
         assert_eq!(head.rest.env, room.env);

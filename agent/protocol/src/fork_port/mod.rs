@@ -60,6 +60,8 @@ pub enum Repair {
     Environment = 8,
     /// A program in `/etc/spore/on-fork.d` failed, or took too long.
     Hook = 9,
+    /// Its interface still has another machine's addresses or connections, or not its own.
+    Network = 10,
 }
 
 impl Repair {
@@ -75,6 +77,7 @@ impl Repair {
             7 => Some(Self::BootId),
             8 => Some(Self::Environment),
             9 => Some(Self::Hook),
+            10 => Some(Self::Network),
             _ => Some(Self::Unknown),
         }
     }
@@ -91,6 +94,7 @@ impl std::fmt::Display for Repair {
             Self::MachineId => "giving it a machine id",
             Self::BootId => "giving it a boot id",
             Self::Environment => "setting the environment",
+            Self::Network => "configuring the network",
             Self::Hook => "a hook in /etc/spore/on-fork.d",
         })
     }
@@ -149,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_repair_has_its_number_and_what_is_not_known_is_unknown() {
-        for number in 1..=9 {
+        for number in 1..=10 {
             let repair = Repair::from_register(number).unwrap();
             assert_eq!(repair as u32, number);
         }

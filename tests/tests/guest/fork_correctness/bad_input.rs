@@ -175,7 +175,7 @@ pub fn a_template_whose_files_changed_underneath_says_so() {
     let shell = template.arm(store).unwrap();
     is_whole(&mut Sandbox::new(
         shell
-            .claim(&Identity::default(), spore_vmm::clock::monotonic_ns())
+            .claim(Identity::default(), spore_vmm::clock::monotonic_ns())
             .unwrap(),
     ));
     drop(template);

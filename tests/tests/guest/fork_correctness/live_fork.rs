@@ -104,6 +104,7 @@ pub fn each_is_somebody_else_and_no_clock_goes_back() {
     let named = Identity {
         hostname: "named".into(),
         env: [("GIVEN".to_owned(), "given".to_owned())].into(),
+        network: None,
     };
     let identities = [named, Identity::default(), Identity::default()];
     let forked = parent.live_fork_as(store, &identities);

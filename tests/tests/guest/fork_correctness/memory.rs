@@ -48,7 +48,7 @@ pub fn a_sibling_is_not_touched_by_a_resize_or_by_the_end_of_the_template() {
             template
                 .arm(store)
                 .unwrap()
-                .claim(&anybody(), monotonic_ns())
+                .claim(anybody(), monotonic_ns())
                 .unwrap(),
         )
     };

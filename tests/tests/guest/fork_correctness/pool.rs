@@ -46,18 +46,18 @@ pub fn a_shell_is_a_hit_and_its_place_is_filled_again() {
     );
     // Nothing is made ready for what nobody has asked for.
     assert_eq!((pool.stats().templates, pool.stats().shells), (0, 0));
-    let first = pool.fork(&id, &anybody()).unwrap();
+    let first = pool.fork(&id, anybody()).unwrap();
     assert_eq!(first.origin, Origin::Fork);
     let mut guests = vec![sandbox(first)];
     for _ in 0..3 {
         filled(&pool, 2);
-        let hit = pool.fork(&id, &anybody()).unwrap();
+        let hit = pool.fork(&id, anybody()).unwrap();
         assert_eq!(hit.origin, Origin::Shell);
         guests.push(sandbox(hit));
     }
     // A miss that is wanted is one, whatever there is.
     filled(&pool, 2);
-    let miss = pool.fork_without_shell(&id, &anybody()).unwrap();
+    let miss = pool.fork_without_shell(&id, anybody()).unwrap();
     assert_eq!((miss.origin, pool.stats().shells), (Origin::Fork, 2));
     guests.push(sandbox(miss));
     for (number, guest) in guests.iter_mut().enumerate() {
@@ -97,7 +97,7 @@ pub fn the_budget_holds_and_the_least_recently_used_goes() {
     };
     let pool = pool(&copy, budget);
     let is_of = |id: &CheckpointId, text: &str| {
-        assert_eq!(marked(&mut sandbox(pool.fork(id, &anybody()).unwrap())), text);
+        assert_eq!(marked(&mut sandbox(pool.fork(id, anybody()).unwrap())), text);
         let stats = pool.stats();
         assert!(
             stats.templates <= budget.templates && stats.shells <= budget.shells,
@@ -141,7 +141,7 @@ pub fn who_comes_at_once_shares_one_template() {
             .map(|_| {
                 scope.spawn(|| {
                     all.wait();
-                    let forked = pool.fork(&id, &anybody()).unwrap();
+                    let forked = pool.fork(&id, anybody()).unwrap();
                     assert_eq!(forked.origin, Origin::Fork);
                     let mut guest = sandbox(forked);
                     (guest.get("/etc/machine-id").unwrap(), guest)
@@ -163,9 +163,9 @@ pub fn a_deleted_checkpoint_is_forgotten() {
     let (store, id) = (copy.store(), image().checkpoint());
     let pool = pool(&copy, Budget::default());
     assert_eq!(pool.warm(&id, 2).unwrap().min(2), 2);
-    let mut running = sandbox(pool.fork(&id, &anybody()).unwrap());
+    let mut running = sandbox(pool.fork(&id, anybody()).unwrap());
     store.delete_checkpoint(&id).unwrap();
-    match pool.fork(&id, &anybody()) {
+    match pool.fork(&id, anybody()) {
         Err(GuestError::Store(error)) => assert!(error.to_string().contains(&id.to_string()), "{error}"),
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("forked what was deleted"),
@@ -194,7 +194,7 @@ pub fn a_checkpoint_that_was_touched_is_looked_at_again() {
     };
     touch();
     // Every byte is as it was: another template, and no shell of the old one.
-    let forked = pool.fork(&id, &anybody()).unwrap();
+    let forked = pool.fork(&id, anybody()).unwrap();
     assert_eq!(forked.origin, Origin::Fork);
     is_whole(&mut sandbox(forked));
     assert_ne!(pool.template_pid(&id), Some(before));
@@ -206,12 +206,12 @@ pub fn a_checkpoint_that_was_touched_is_looked_at_again() {
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[!byte[0]], at).unwrap();
     touch();
-    let error = pool.fork(&id, &anybody()).err().unwrap().to_string();
+    let error = pool.fork(&id, anybody()).err().unwrap().to_string();
     assert!(error.contains(MEMORY_FILE), "{error}");
     assert_eq!(pool.stats().templates, 0);
     // It is not remembered against it.
     file.write_all_at(&byte, at).unwrap();
-    is_whole(&mut sandbox(pool.fork(&id, &anybody()).unwrap()));
+    is_whole(&mut sandbox(pool.fork(&id, anybody()).unwrap()));
     close(pool, &copy);
 }
 
@@ -219,10 +219,10 @@ pub fn a_template_that_dies_is_loaded_again() {
     let copy = image().copy();
     let id = image().checkpoint();
     let pool = pool(&copy, Budget::default());
-    let mut running = sandbox(pool.fork(&id, &anybody()).unwrap());
+    let mut running = sandbox(pool.fork(&id, anybody()).unwrap());
     let dead = pool.template_pid(&id).unwrap();
     left::kill(dead);
-    let forked = pool.fork_without_shell(&id, &anybody()).unwrap();
+    let forked = pool.fork_without_shell(&id, anybody()).unwrap();
     assert_eq!(forked.origin, Origin::Fork);
     is_whole(&mut sandbox(forked));
     assert_ne!(pool.template_pid(&id), Some(dead));
@@ -250,13 +250,13 @@ pub fn shells_that_die_cost_nobody_a_fork() {
         left::kill(*pid);
     }
     for _ in 0..3 {
-        is_whole(&mut sandbox(pool.fork(&id, &anybody()).unwrap()));
+        is_whole(&mut sandbox(pool.fork(&id, anybody()).unwrap()));
     }
     // Both at once: nothing is left of what the pool had.
     for pid in left::vms_using(copy.store().root()) {
         left::kill(pid);
     }
-    is_whole(&mut sandbox(pool.fork(&id, &anybody()).unwrap()));
+    is_whole(&mut sandbox(pool.fork(&id, anybody()).unwrap()));
     filled(&pool, 3);
     left::soon_nothing(SOON, || {
         let vms = left::vms_using(copy.store().root());

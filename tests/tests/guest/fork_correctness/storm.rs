@@ -67,8 +67,8 @@ pub fn storm(root: &Path) {
     let pool = Pool::new(store.clone(), budget).unwrap();
     let round = |number: usize| {
         let forked = match number % 3 {
-            0 => pool.fork_without_shell(&id, &anybody()).unwrap(),
-            _ => pool.fork(&id, &anybody()).unwrap(),
+            0 => pool.fork_without_shell(&id, anybody()).unwrap(),
+            _ => pool.fork(&id, anybody()).unwrap(),
         };
         match number % 4 {
             0 => drop(forked.guest),
@@ -97,7 +97,7 @@ pub fn storm(root: &Path) {
     assert_eq!(after.template_descriptors, before.template_descriptors);
     assert!(after.private < before.private + SLACK);
     assert!(after.template_private < before.template_private + SLACK);
-    is_whole(&mut sandbox(pool.fork(&id, &anybody()).unwrap()));
+    is_whole(&mut sandbox(pool.fork(&id, anybody()).unwrap()));
     drop(pool);
     assert_eq!(left::children(), [0; 0]);
 }

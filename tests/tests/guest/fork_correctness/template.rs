@@ -31,7 +31,7 @@ pub fn a_template_is_forked_again_and_again_and_never_runs() {
         let guest = template
             .arm(store)
             .unwrap()
-            .claim(&anybody(), monotonic_ns())
+            .claim(anybody(), monotonic_ns())
             .unwrap();
         let mut fork = Sandbox::new(guest);
         // Each begins where the checkpoint was, whatever those before it did.
@@ -101,7 +101,7 @@ pub fn a_fork_outlives_its_template() {
         template
             .arm(store)
             .unwrap()
-            .claim(&anybody(), monotonic_ns())
+            .claim(anybody(), monotonic_ns())
             .unwrap(),
     );
     mark(&mut running, "before");
@@ -116,8 +116,8 @@ pub fn a_fork_outlives_its_template() {
     drop(template);
     // Whatever was made of it goes on, as far as it had come.
     for guest in [
-        shell.claim(&anybody(), monotonic_ns()),
-        unarmed.arm().unwrap().claim(&anybody(), monotonic_ns()),
+        shell.claim(anybody(), monotonic_ns()),
+        unarmed.arm().unwrap().claim(anybody(), monotonic_ns()),
     ] {
         is_whole(&mut Sandbox::new(guest.unwrap()));
     }

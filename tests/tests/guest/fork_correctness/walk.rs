@@ -273,7 +273,7 @@ impl Walk {
     fn fork(&mut self, from: usize) {
         self.did(format!("fork checkpoint {from}"));
         let (id, model) = self.checkpoints[from].clone();
-        let forked = self.pool.fork(&id, &anybody()).unwrap();
+        let forked = self.pool.fork(&id, anybody()).unwrap();
         self.take_in(sandbox(forked), model);
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use spore_protocol::fork_port::Repair;
+use spore_protocol::network::Network;
 use spore_snapshot::disk::Durability;
 
 use super::{Server, Vm, cannot, failure, from_machine};
@@ -14,13 +15,13 @@ use crate::clock::{Trace, monotonic_ns};
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
-use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, NetSpec, Reply, VmStats, WakeSpec, Woke};
+use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
 use crate::ram::RamLayout;
 use crate::socket;
 use crate::wake_set::WakeSet;
 
 /// Connects the network card of a machine that has not run yet, if it is to be.
-fn connect(devices: &DeviceSet, spec: Option<&NetSpec>, tap: Option<OwnedFd>) -> Result<(), Failure> {
+fn connect(devices: &DeviceSet, spec: Option<&Network>, tap: Option<OwnedFd>) -> Result<(), Failure> {
     match (spec, tap) {
         (None, None) => Ok(()),
         (Some(spec), Some(tap)) => devices
@@ -97,7 +98,7 @@ impl Server {
         let Vm::Running(running) = &mut self.vm else {
             return Err(cannot("wake", &self.vm));
         };
-        connect(running.devices(), spec.network.as_ref(), tap)?;
+        connect(running.devices(), spec.identity.network.as_ref(), tap)?;
         running.write_mailbox(&spec.identity).map_err(from_machine)?;
         trace.mark("mailbox written");
         running.release().map_err(from_machine)?;
