@@ -263,16 +263,16 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_number_whatever_else_it_has() {
-        let error = parse(br#"{"formatVersion": 2, "new": {}}"#).unwrap_err();
+        let error = parse(br#"{"formatVersion": 3, "new": {}}"#).unwrap_err();
         assert!(matches!(
             error,
             CheckpointError::UnsupportedVersion {
-                found: 2,
+                found: 3,
                 supported: 1,
                 ..
             }
         ));
-        assert!(error.to_string().contains("reads version 1"), "{error}");
+        assert!(error.to_string().contains("reads version 2"), "{error}");
     }
 
     #[test]
