@@ -1,7 +1,7 @@
 # Building, testing and trying Spore. `make help` lists the targets.
 #
 # Variables: SPORE_CACHE (kernels and bases; nothing of it is in the tree), CARGO_TARGET_DIR,
-# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BENCH_DIR.
+# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BASE_FLAGS, BENCH_DIR.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,12 +15,13 @@ export SPORE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spore
 CARGO ?= cargo
 CARGOFLAGS ?=
 DEMO_FLAGS ?=
+BASE_FLAGS ?=
 BENCH_DIR ?=
 target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
-shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh)
+shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh guest/bases/lib/*.sh)
 
-.PHONY: help setup kernel base build build-release build-dev demo bench test test-setup lint unit fuzz guest-test soak clean
+.PHONY: help setup kernel base base-debian build build-release build-dev demo bench test test-setup lint unit fuzz guest-test soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +34,9 @@ kernel: ## build the guest kernel, or find it in the cache
 
 base: ## build the base "busybox" with the agent, or find it in the cache
 	@guest/bases/build.sh busybox
+
+base-debian: ## build the base "debian" from the host's apt sources, or find it in the cache (BASE_FLAGS=--refresh asks the archive)
+	@guest/bases/build.sh $(BASE_FLAGS) debian
 
 build: build-release build-dev ## build spore and spore-vm, release (target/release) and dev (target/debug)
 

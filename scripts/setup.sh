@@ -14,7 +14,7 @@ host=(
 )
 guest=(
 	linux-source-6.1 flex bison bc libelf-dev libssl-dev xz-utils patch kmod cpio # guest/kernel
-	busybox-static e2fsprogs # guest/bases
+	busybox-static e2fsprogs mmdebstrap # guest/bases
 	nftables iproute2 # network: its rules, and the hosts that its tests make
 )
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ipnet::Ipv4Net;
+use spore_network::Policy;
 
 use crate::bench::source::Arm;
 
@@ -27,6 +29,15 @@ pub struct Global {
     /// Where kernels and bases are kept [default: $XDG_CACHE_HOME/spore or ~/.cache/spore]
     #[arg(long, global = true, value_name = "DIR", env = "SPORE_CACHE")]
     pub cache: Option<PathBuf>,
+    /// Addresses for guests on a network: two for each
+    #[arg(
+        long,
+        global = true,
+        value_name = "CIDR",
+        env = "SPORE_NETWORK_RANGE",
+        default_value = "172.30.0.0/16"
+    )]
+    pub network_range: Ipv4Net,
     /// Boot this kernel (uncompressed ELF or bzImage) instead of ours
     #[arg(long, global = true, value_name = "FILE", env = "SPORE_KERNEL")]
     pub kernel: Option<PathBuf>,
@@ -73,6 +84,10 @@ pub struct Build {
     /// How long one step may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub step_timeout: u64,
+    /// What the steps reach: `nat` (everything beyond this host), `none`, or a list as `spore run` takes it [default:
+    /// nat where this host allows it]
+    #[arg(long, value_name = "POLICY", value_parser = crate::network::parse)]
+    pub network: Option<Policy>,
 }
 
 /// Look at and prune what building remembers: the disk after each step.
@@ -140,6 +155,10 @@ pub struct Run {
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+    /// What it reaches: `none`, `nat` (everything beyond this host), or a list of what it may, e.g.
+    /// `example.com:443,198.51.100.0/24`
+    #[arg(long, value_name = "POLICY", default_value = "none", value_parser = crate::network::parse)]
+    pub network: Policy,
 }
 
 /// Show the whole idea at work, with proofs.

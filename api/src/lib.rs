@@ -11,6 +11,7 @@ mod demo;
 mod failure;
 mod interrupt;
 pub mod leftovers;
+mod network;
 mod timeline;
 mod ui;
 

@@ -184,6 +184,7 @@ impl Observer for BuildProgress {
         match event {
             BuildEvent::Waiting => self.now("waiting for the same build in another process".into()),
             BuildEvent::DisksCached => self.line("disks: cached"),
+            BuildEvent::NoNetwork { why } => self.line(&format!("no network for this build: {why}")),
             BuildEvent::Booting { memory_mb } => {
                 self.now(format!("booting the build VM with {memory_mb} MiB"))
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use spore_network::NetworkError;
 use spore_snapshot::store::StoreError;
 use spore_vmm::guest::GuestError;
 use spore_vmm::kvm::KvmError;
@@ -125,6 +126,9 @@ pub enum BuildError {
     /// This host is not ready.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A step needs a network that this host does not give.
+    #[error("a build with network: {0}")]
+    Network(#[from] NetworkError),
     /// Something of this host's.
     #[error("{0}")]
     Internal(String),
@@ -159,6 +163,7 @@ impl BuildError {
             | BuildError::Store(_)
             | BuildError::Kvm(_)
             | BuildError::Host(_)
+            | BuildError::Network(_)
             | BuildError::Internal(_) => ErrorCode::Internal,
         }
     }

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+use spore_network::{Config as NetworkConfig, Network, NetworkError};
 use spore_snapshot::Digest;
 use spore_snapshot::store::{Store, StoreError};
 use spore_vmm::boot::kernel_file;
@@ -31,6 +33,9 @@ pub struct Host {
     store: Store,
     bases: BaseStore,
     kernel: PathBuf,
+    network: NetworkConfig,
+    /// Open since somebody needed it.
+    open_network: Mutex<Option<Network>>,
 }
 
 impl Host {
@@ -45,7 +50,31 @@ impl Host {
             store: Store::open(data)?,
             bases: BaseStore::new(cache.join("bases")),
             kernel,
+            network: NetworkConfig::default(),
+            open_network: Mutex::default(),
         })
+    }
+
+    /// The same with another network.
+    #[must_use]
+    pub fn with_network(mut self, network: NetworkConfig) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// The network that guests may be given a place on, opened when it is first asked for.
+    ///
+    /// # Errors
+    /// What this host lacks for it.
+    pub fn network(&self) -> Result<Network, NetworkError> {
+        let mut open = self.open_network.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*open {
+            Some(network) => Ok(network.clone()),
+            None => {
+                let network = Network::open(self.network.clone())?;
+                Ok(open.insert(network).clone())
+            }
+        }
     }
 
     /// The store.

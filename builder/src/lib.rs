@@ -18,6 +18,7 @@ pub mod memory;
 pub mod observe;
 pub mod options;
 pub mod plan;
+pub mod plugged;
 
 pub use build::{Built, Variant, build};
 pub use cancel::Cancel;
@@ -27,3 +28,4 @@ pub use manifest::{Limits, Manifest, ManifestError};
 pub use memory::{HostMemory, MiB};
 pub use options::Options;
 pub use plan::Plan;
+pub use plugged::Plugged;

@@ -9,6 +9,11 @@ pub enum BuildEvent<'a> {
     Waiting,
     /// The disks of an earlier build are used.
     DisksCached,
+    /// The steps run without a network: this host gives none.
+    NoNetwork {
+        /// Why not.
+        why: &'a str,
+    },
     /// The build VM boots.
     Booting {
         /// Its memory, in MiB.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use spore_network::Policy;
+
 use crate::cancel::Cancel;
 
 /// How long a step may take unless told otherwise.
@@ -14,8 +16,23 @@ pub struct Options {
     pub no_cache: bool,
     /// How long one step may take, all its commands together.
     pub step_limit: Duration,
+    /// What its steps reach.
+    pub network: BuildNetwork,
     /// What stops it.
     pub cancel: Cancel,
+}
+
+/// What the steps of a build reach. What a sandbox of the image reaches is another question.
+#[derive(Clone, Debug, Default)]
+pub enum BuildNetwork {
+    /// Everything beyond this host if there is a step that may need it: without privileges for that, only builds fail
+    /// that install packages.
+    #[default]
+    IfPossible,
+    /// Nothing.
+    Off,
+    /// This.
+    To(Policy),
 }
 
 impl Default for Options {
@@ -23,6 +40,7 @@ impl Default for Options {
         Self {
             no_cache: false,
             step_limit: STEP_LIMIT,
+            network: BuildNetwork::default(),
             cancel: Cancel::default(),
         }
     }

@@ -216,7 +216,7 @@ fn nothing_is_believed_when_nothing_should_be() {
 fn another_format_version_is_refused_with_the_one_that_is_read() {
     let setup = Setup::new();
     let json = std::fs::read_to_string(setup.path("manifest.json")).unwrap();
-    let newer = json.replace("\"formatVersion\": 1", "\"formatVersion\": 9");
+    let newer = json.replace("\"formatVersion\": 2", "\"formatVersion\": 9");
     assert_ne!(json, newer);
     let id = CheckpointId::of_manifest(newer.as_bytes());
     let dir = setup.store.root().join("checkpoints").join(id.to_string());

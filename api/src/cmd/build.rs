@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spore_builder::manifest::ManifestFileError;
+use spore_builder::options::BuildNetwork;
 use spore_builder::{Built, HostMemory, Limits, Manifest, Options};
 
 use super::{host, print_json};
@@ -23,6 +24,10 @@ pub fn run(global: &Global, args: &Build) -> Result<ExitCode, Failure> {
     let options = Options {
         no_cache: args.no_cache,
         step_limit: Duration::from_secs(args.step_timeout),
+        network: match &args.network {
+            None => BuildNetwork::IfPossible,
+            Some(policy) => BuildNetwork::To(policy.clone()),
+        },
         cancel: cancel_on_signal()?,
     };
     let built = spore_builder::build(&host, &manifest, &options, &mut BuildProgress::new())?;

@@ -61,11 +61,11 @@ fn cache_dir(global: &Global) -> Result<PathBuf, Failure> {
 }
 
 fn host(global: &Global) -> Result<Host, Failure> {
-    Ok(Host::open(
-        &data_dir(global)?,
-        &cache_dir(global)?,
-        global.kernel.as_deref(),
-    )?)
+    let host = Host::open(&data_dir(global)?, &cache_dir(global)?, global.kernel.as_deref())?;
+    Ok(host.with_network(spore_network::Config {
+        range: global.network_range,
+        ..spore_network::Config::default()
+    }))
 }
 
 fn print_json(value: &serde_json::Value) -> Result<(), Failure> {

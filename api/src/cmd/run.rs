@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use spore_builder::{Host, Variant};
+use spore_builder::{Host, Plugged, Variant};
+use spore_network::Policy;
 use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Image;
 use spore_vmm::clock::monotonic_ns;
-use spore_vmm::guest::{Agent, Granted, Guest};
+use spore_vmm::guest::{Agent, Granted, Guest, Someone};
+use spore_vmm::machine::Identity;
 
 use super::{host, print_json};
 use crate::cli::{Global, Run};
@@ -50,7 +52,18 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
 
     let started = Instant::now();
     let asked_ns = monotonic_ns();
-    let mut guest = Guest::fork(host.store(), &checkpoint)?;
+    let plugged = match &args.network {
+        Policy::None => None,
+        policy => {
+            let network = host.network().map_err(spore_builder::BuildError::from)?;
+            Some(Plugged::new(&network, policy).map_err(spore_builder::BuildError::from)?)
+        }
+    };
+    let who = match &plugged {
+        Some(plugged) => Someone::on(Identity::default(), plugged.plug().clone()),
+        None => Someone::default(),
+    };
+    let mut guest = Guest::fork_as(host.store(), &checkpoint, who)?;
     let mut agent = guest.agent(READY_LIMIT)?;
     agent.ping().map_err(|error| guest.explain(error))?;
     let ready = started.elapsed();

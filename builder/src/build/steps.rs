@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use spore_network::Policy;
 use spore_protocol::{ClientError, ExecDefaults, ExecRequest, ExitStatus};
 use spore_snapshot::Digest;
 use spore_snapshot::store::StepEntry;
@@ -13,10 +14,12 @@ use super::cache::{self, Known};
 use crate::error::BuildError;
 use crate::host::Host;
 use crate::manifest::Manifest;
+use crate::manifest::StepType;
 use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
-use crate::options::Options;
+use crate::options::{BuildNetwork, Options};
 use crate::plan::{Action, Defaults, Plan, PlannedStep};
+use crate::plugged::Plugged;
 
 /// How long a booting guest may take to its agent, with a second a GiB for page structures on top.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
@@ -57,9 +60,42 @@ impl Phase<'_> {
         result.map_err(|error| self.options.cancel.explain(error))
     }
 
+    /// A place on the network for the steps that have to run, if they are to have one.
+    fn plug(&self, done: usize, observer: &mut dyn Observer) -> Result<Option<Plugged>, BuildError> {
+        let rest = self.plan.steps.iter().skip(done);
+        let installs =
+            |step: &&PlannedStep| matches!(step.step_type, StepType::AptInstall | StepType::PipInstall);
+        let runs = |step: &PlannedStep| {
+            step.actions
+                .iter()
+                .any(|action| matches!(action, Action::Exec { .. }))
+        };
+        let (policy, needed) = match &self.options.network {
+            BuildNetwork::Off | BuildNetwork::To(Policy::None) => return Ok(None),
+            BuildNetwork::To(policy) => (policy, true),
+            BuildNetwork::IfPossible if !rest.clone().any(runs) => return Ok(None),
+            BuildNetwork::IfPossible => (&Policy::Nat, rest.clone().any(|step| installs(&step))),
+        };
+        let plugged = self
+            .host
+            .network()
+            .and_then(|network| Plugged::new(&network, policy));
+        match plugged {
+            Ok(plugged) => Ok(Some(plugged)),
+            Err(error) if needed => Err(error.into()),
+            Err(error) => {
+                observer.event(BuildEvent::NoNetwork {
+                    why: &error.to_string(),
+                });
+                Ok(None)
+            }
+        }
+    }
+
     fn run_rest(&self, known: &Known, observer: &mut dyn Observer) -> Result<Vec<Digest>, BuildError> {
         let (store, steps) = (self.host.store(), &self.plan.steps);
         let memory = self.manifest.builder_memory();
+        let plugged = self.plug(known.steps, observer)?;
         observer.event(BuildEvent::Booting {
             memory_mb: memory.get(),
         });
@@ -77,9 +113,15 @@ impl Phase<'_> {
                 .collect::<Result<_, BuildError>>()?,
             durable: false,
         };
-        let mut guest = Guest::cold_boot(store, &boot, None)?;
+        let mut guest = Guest::cold_boot(store, &boot, plugged.as_ref().map(Plugged::plug))?;
         let _watched = self.options.cancel.watch(&guest)?;
         let (mut agent, _) = guest.wait_agent(boot_limit(memory.get()))?;
+        if let Some(plugged) = &plugged {
+            let network = &plugged.plug().network;
+            agent
+                .set_network(Some(network))
+                .map_err(|error| guest.explain(error))?;
+        }
         observer.event(BuildEvent::Booted {
             took: started.elapsed(),
         });

@@ -268,7 +268,7 @@ mod tests {
             error,
             CheckpointError::UnsupportedVersion {
                 found: 3,
-                supported: 1,
+                supported: 2,
                 ..
             }
         ));
