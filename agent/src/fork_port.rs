@@ -29,6 +29,7 @@ use spore_protocol::fork_port::{
 
 use crate::conversation::Agent;
 use crate::hooks::{self, HookError};
+use crate::network;
 use crate::status::{clock_ns, draw_nonce};
 use crate::sys::{self, lock};
 use crate::views::View;
@@ -135,6 +136,7 @@ struct Plan<'a> {
     machine_id: Result<&'a View, String>,
     boot_id: Result<&'a View, String>,
     hooks: Result<Vec<String>, HookError>,
+    network: network::Plan<'a>,
 }
 
 /// A repair that failed, and why.
@@ -160,6 +162,7 @@ impl<'a> Plan<'a> {
             machine_id: checked(&agent.views.machine_id),
             boot_id: checked(&agent.views.boot_id),
             hooks: hooks::list(Path::new(hooks::DIRECTORY)),
+            network: agent.network.plan(agent.views.resolv_conf.as_ref().ok()),
         }
     }
 
@@ -214,6 +217,7 @@ impl ForkPort {
         let mut generation = lock(&self.generation);
         let plan = Plan::make(agent);
         self.rehearse();
+        plan.network.rehearse();
         sys::go_first(true);
         wait_for_tick();
         self.registers.read(FORK);
@@ -256,6 +260,9 @@ impl ForkPort {
         };
         self.reseed(&wake.entropy, 512)
             .map_err(Failed::at(Repair::Entropy))?;
+        plan.network
+            .apply(wake.network.as_ref())
+            .map_err(Failed::at(Repair::Network))?;
         shown(&plan.machine_id, &machine_id_text(wake.machine_id)).map_err(Failed::at(Repair::MachineId))?;
         shown(&plan.boot_id, &boot_id_text(wake.boot_id)).map_err(Failed::at(Repair::BootId))?;
         self.set_right_clock(wake.realtime_ns)
@@ -267,9 +274,6 @@ impl ForkPort {
             .defaults
             .give(wake.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
-        if wake.network.is_some() {
-            return Err(Failed(Repair::Network, "this agent has no network".to_owned()));
-        }
         plan.run_hooks(wake.hooks_limit_ms)
     }
 
