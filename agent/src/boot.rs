@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::network::Networking;
 use crate::views::Views;
 
 /// The most descriptors a process of the guest may ask for; what it has without asking stays
@@ -74,7 +75,7 @@ const MOUNTS: [Mount; 7] = [
 ];
 
 /// Brings the system up. Call once, before any other thread exists.
-pub fn boot() -> Views {
+pub fn boot(network: &Networking) -> Views {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     for wanted in &MOUNTS {
         complain(wanted.place, mount_one(wanted));
@@ -104,9 +105,12 @@ pub fn boot() -> Views {
     }
     complain("remount /", make_root_writable());
     complain("hostname", set_hostname());
-    let views = Views::mount();
+    let views = Views::mount(network.has_card());
     complain("machine id", views.machine_id.as_ref());
     complain("boot id", views.boot_id.as_ref());
+    if network.has_card() {
+        complain("name servers", views.resolv_conf.as_ref());
+    }
     complain("loopback", loopback_up());
     let soft = getrlimit(Resource::Nofile).current;
     let limit = Rlimit {

@@ -14,6 +14,7 @@ use spore_protocol::{
 use crate::defaults::Defaults;
 use crate::exec::{self, Gone};
 use crate::fork_port::ForkPort;
+use crate::network::Networking;
 use crate::power::{self, Ending};
 use crate::reaper::Reaper;
 use crate::status::{self, OomCounter};
@@ -35,6 +36,8 @@ pub struct Agent {
     is_init: bool,
     /// Files that say which machine this is.
     pub views: Views,
+    /// Who it is on its network.
+    pub network: Networking,
     /// Opened at the first sleep.
     fork_port: OnceLock<ForkPort>,
 }
@@ -155,7 +158,7 @@ impl Buffers {
 
 impl Agent {
     /// The agent of this process; `is_init` if the machine is ours.
-    pub fn new(defaults: Defaults, views: Views, is_init: bool) -> Self {
+    pub fn new(defaults: Defaults, views: Views, network: Networking, is_init: bool) -> Self {
         Self {
             reaper: Reaper::default(),
             defaults,
@@ -163,6 +166,7 @@ impl Agent {
             boot_nonce: status::draw_nonce(),
             is_init,
             views,
+            network,
             fork_port: OnceLock::new(),
         }
     }
@@ -238,9 +242,9 @@ impl Agent {
             Request::Poweroff => self.end(Ending::Poweroff, connection, buffers)?,
             Request::Reboot => self.end(Ending::Reboot, connection, buffers)?,
             Request::Sleep => self.sleep(connection, buffers)?,
-            Request::Network(_) => {
-                let failure = Failure::new(FailureKind::Unsupported, "this agent has no network");
-                buffers.push(&Reply::Failed(failure))?;
+            Request::Network(network) => {
+                let view = self.views.resolv_conf.as_ref().ok();
+                buffers.push_done(self.network.set(network.as_ref(), view))?;
             }
         }
         Ok(())

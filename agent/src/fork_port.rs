@@ -28,6 +28,7 @@ use spore_protocol::fork_port::{
 
 use crate::conversation::Agent;
 use crate::hooks::{self, HookError};
+use crate::network;
 use crate::status::draw_nonce;
 use crate::sys::{self, lock};
 use crate::views::View;
@@ -118,6 +119,7 @@ struct Plan<'a> {
     machine_id: Result<&'a View, String>,
     boot_id: Result<&'a View, String>,
     hooks: Result<Vec<String>, HookError>,
+    network: network::Plan<'a>,
 }
 
 /// A repair that failed, and why.
@@ -143,6 +145,7 @@ impl<'a> Plan<'a> {
             machine_id: checked(&agent.views.machine_id),
             boot_id: checked(&agent.views.boot_id),
             hooks: hooks::list(Path::new(hooks::DIRECTORY)),
+            network: agent.network.plan(agent.views.resolv_conf.as_ref().ok()),
         }
     }
 
@@ -150,8 +153,9 @@ impl<'a> Plan<'a> {
         view.as_ref().ok().map(|view| view.text())
     }
 
-    fn no_hooks(&self) -> bool {
-        self.hooks.as_ref().is_ok_and(Vec::is_empty)
+    /// Whether a fork that is told nothing more has nothing more to do.
+    fn is_short(&self) -> bool {
+        self.hooks.as_ref().is_ok_and(Vec::is_empty) && self.network.is_off()
     }
 
     /// A repair that failed at waking, in words.
@@ -217,9 +221,10 @@ impl ForkPort {
         waker.plan(
             Plan::text(&plan.machine_id),
             Plan::text(&plan.boot_id),
-            plan.no_hooks(),
+            plan.is_short(),
         );
         self.rehearse(&mut waker);
+        plan.network.rehearse();
         sys::go_first(true);
         wait_for_tick();
         match waker.sleep() {
@@ -243,13 +248,13 @@ impl ForkPort {
         // An environment with who knows what in it does not stay to be found.
         self.mailbox.clear();
         let head = head.ok_or_else(|| Failed(Repair::Mailbox, "it is empty".to_owned()))?;
+        plan.network
+            .apply(head.rest.network.as_ref())
+            .map_err(Failed::at(Repair::Network))?;
         plan.agent
             .defaults
             .give(head.rest.env)
             .map_err(|failure| Failed(Repair::Environment, failure.message))?;
-        if head.rest.network.is_some() {
-            return Err(Failed(Repair::Network, "this agent has no network".to_owned()));
-        }
         plan.run_hooks(head.hooks_limit_ms)
     }
 

@@ -2,15 +2,16 @@
 //!
 //! It mounts what a Linux system expects ([`boot`]), reaps every orphan ([`reaper`]), and serves
 //! the host's requests on a vsock port ([`serve`], [`conversation`]): running commands
-//! ([`exec`]), files ([`files`]), memory and health ([`status`]), sleeping to be checkpointed and
-//! waking as somebody else ([`fork_port`], [`views`], [`hooks`]).
+//! ([`exec`]), files ([`files`]), memory and health ([`status`]), its network ([`network`]), sleeping
+//! to be checkpointed and waking as somebody else ([`fork_port`], [`views`], [`hooks`]).
 //!
 //! It is written for guests in which the kernel is slow: a system call may cost a quarter of a
 //! millisecond and a fresh page more than a whole one. So it has no runtime, no polling, no
 //! timers, few threads, and it counts its system calls where a command is run.
 //!
-//! `spore-agent --test SOCKET [--defaults FILE]` serves the same requests as an ordinary process
-//! on a Unix socket, without mounts and without power over the machine: the tests run it so.
+//! `spore-agent --test SOCKET [--defaults FILE] [--network INTERFACE]` serves the same requests as an ordinary process
+//! on a Unix socket, without mounts and without power over the machine but for that interface: the
+//! tests run it so.
 
 mod boot;
 mod conversation;
@@ -20,6 +21,7 @@ mod files;
 mod fork_port;
 mod hooks;
 mod integrity;
+mod network;
 mod power;
 mod reaper;
 mod serve;
@@ -35,6 +37,7 @@ use std::sync::Arc;
 
 use crate::conversation::Agent;
 use crate::defaults::Defaults;
+use crate::network::Networking;
 use crate::views::Views;
 
 /// Where the defaults of every exec are kept.
@@ -60,9 +63,10 @@ fn run_as_init() -> ! {
     sys::tune_memory();
     sys::keep_inherited_descriptors();
     // What is missing after a panic in here, the host will find out from us.
-    let views = catch_unwind(boot::boot).unwrap_or_default();
+    let network = Networking::of_the_machine();
+    let views = catch_unwind(AssertUnwindSafe(|| boot::boot(&network))).unwrap_or_default();
     let defaults = Defaults::load(DEFAULTS_FILE.into());
-    let agent: &'static Agent = Box::leak(Box::new(Agent::new(defaults, views, true)));
+    let agent: &'static Agent = Box::leak(Box::new(Agent::new(defaults, views, network, true)));
     let thread = std::thread::Builder::new()
         .name("listen".to_owned())
         .stack_size(serve::STACK_BYTES);
@@ -84,7 +88,7 @@ fn run_as_init() -> ! {
 /// The same service as an ordinary process.
 fn run_as_process() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let (mut socket, mut defaults) = (None, PathBuf::from(DEFAULTS_FILE));
+    let (mut socket, mut defaults, mut interface) = (None, PathBuf::from(DEFAULTS_FILE), None);
     while let Some(argument) = arguments.next() {
         match (argument.to_str(), arguments.next()) {
             (Some("--version"), None) => {
@@ -93,11 +97,14 @@ fn run_as_process() -> ExitCode {
             }
             (Some("--test"), Some(path)) => socket = Some(path),
             (Some("--defaults"), Some(path)) => defaults = path.into(),
+            (Some("--network"), Some(name)) => interface = name.into_string().ok(),
             _ => socket = None,
         }
     }
     let Some(socket) = socket else {
-        eprintln!("usage: spore-agent --test SOCKET [--defaults FILE] | --version; in a guest it is PID 1");
+        eprintln!(
+            "usage: spore-agent --test SOCKET [--defaults FILE] [--network INTERFACE] | --version; in a guest it is PID 1"
+        );
         return ExitCode::from(2);
     };
     sys::report_panics();
@@ -118,6 +125,7 @@ fn run_as_process() -> ExitCode {
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(
         Defaults::load(defaults),
         Views::default(),
+        Networking::of_a_process(interface),
         false,
     )));
     serve::forever(agent, Arc::new(listener.into()));

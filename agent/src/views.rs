@@ -19,6 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 use spore_protocol::fork_port::{boot_id_text, machine_id_text};
 
+use crate::network::{RESOLV_CONF, resolv_conf_text};
 use crate::status::draw_nonce;
 use crate::wake::Text;
 
@@ -49,6 +50,8 @@ pub struct Views {
     pub machine_id: io::Result<View>,
     /// The kernel's boot id.
     pub boot_id: io::Result<View>,
+    /// `/etc/resolv.conf`, in a machine with a network card.
+    pub resolv_conf: io::Result<View>,
 }
 
 impl Default for Views {
@@ -57,14 +60,19 @@ impl Default for Views {
         Self {
             machine_id: none(),
             boot_id: none(),
+            resolv_conf: none(),
         }
     }
 }
 
 impl Views {
-    /// Puts both files in place. `/run` must be a tmpfs, and nothing else may run yet.
-    pub fn mount() -> Self {
+    /// Puts the files in place. `/run` must be a tmpfs, and nothing else may run yet.
+    pub fn mount(has_card: bool) -> Self {
         let views = Self {
+            resolv_conf: match has_card {
+                true => View::over(RESOLV_CONF, &resolv_conf_text(&[])),
+                false => Err(io::Error::other("this machine has no network card")),
+            },
             machine_id: View::over(MACHINE_ID, &machine_id_text(draw_nonce())),
             boot_id: mount_boot_id(),
         };
@@ -117,8 +125,8 @@ impl View {
         };
         // The page is there from now on, to be written.
         view.show(text)?;
-        // A base without the file gets an empty one, which means "drawn at boot": machine-id(5).
-        if place == MACHINE_ID && !Path::new(place).exists() {
+        // A base without the file gets an empty one: a machine id is then "drawn at boot" (machine-id(5)).
+        if place != BOOT_ID && !Path::new(place).exists() {
             fs::File::options()
                 .write(true)
                 .create(true)
@@ -160,7 +168,7 @@ impl View {
     ///
     /// # Errors
     /// When it is not as long as the one before.
-    fn show(&self, text: &[u8]) -> io::Result<()> {
+    pub fn show(&self, text: &[u8]) -> io::Result<()> {
         if text.len() != self.length {
             return Err(io::ErrorKind::InvalidInput.into());
         }

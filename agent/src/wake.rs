@@ -52,7 +52,7 @@ pub struct Waker {
     machine_id: Option<Text>,
     boot_id: Option<Text>,
     /// Whether a fork is ready when the first repairs are done, unless it was told more.
-    no_hooks: bool,
+    short: bool,
     hostname: [u8; MAX_HOSTNAME_BYTES + 1],
     pool: PoolInfo,
 }
@@ -142,7 +142,7 @@ impl Waker {
             generation: [0; 2],
             machine_id: None,
             boot_id: None,
-            no_hooks: false,
+            short: false,
             hostname: [0; MAX_HOSTNAME_BYTES + 1],
             pool: PoolInfo {
                 entropy_bits: 0,
@@ -164,8 +164,8 @@ impl Waker {
     }
 
     /// Which texts the next fork replaces, and whether it may be ready without more.
-    pub fn plan(&mut self, machine_id: Option<Text>, boot_id: Option<Text>, no_hooks: bool) {
-        (self.machine_id, self.boot_id, self.no_hooks) = (machine_id, boot_id, no_hooks);
+    pub fn plan(&mut self, machine_id: Option<Text>, boot_id: Option<Text>, short: bool) {
+        (self.machine_id, self.boot_id, self.short) = (machine_id, boot_id, short);
     }
 
     /// Sleeps, to be checkpointed, and wakes.
@@ -333,7 +333,7 @@ impl Waker {
         // SAFETY: the text and the place have that many bytes.
         unsafe { copy_bytes(page.add(layout::BOOT_ID), text.0.as_ptr(), layout::BOOT_ID_BYTES) };
 
-        if !self.no_hooks || number(layout::REST_BYTES) != 0 {
+        if !self.short || number(layout::REST_BYTES) != 0 {
             return Woke::More;
         }
         // SAFETY: the place is inside the page; a mailbox that was read is empty. In a rehearsal `READY` is not

@@ -17,10 +17,14 @@ pub struct TestAgent {
 
 impl TestAgent {
     pub fn start() -> Self {
-        Self::start_in(TempDir::new().unwrap())
+        Self::start_in(TempDir::new().unwrap(), &[])
     }
 
-    fn start_in(directory: TempDir) -> Self {
+    pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), arguments)
+    }
+
+    fn start_in(directory: TempDir, arguments: &[&str]) -> Self {
         let socket = directory.path().join("agent.sock");
         let _ = std::fs::remove_file(&socket);
         let process = Command::new(env!("CARGO_BIN_EXE_spore-agent"))
@@ -28,6 +32,7 @@ impl TestAgent {
             .arg(&socket)
             .arg("--defaults")
             .arg(directory.path().join("exec.json"))
+            .args(arguments)
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -40,7 +45,7 @@ impl TestAgent {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
         let directory = std::mem::replace(&mut self.directory, TempDir::new().unwrap());
-        Self::start_in(directory)
+        Self::start_in(directory, &[])
     }
 
     pub fn stream(&self) -> UnixStream {
