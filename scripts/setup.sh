@@ -15,6 +15,7 @@ host=(
 guest=(
 	linux-source-6.1 flex bison bc libelf-dev libssl-dev xz-utils patch kmod cpio # guest/kernel
 	busybox-static e2fsprogs # guest/bases
+	nftables iproute2 # network: its rules, and the hosts that its tests make
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
