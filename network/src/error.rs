@@ -45,7 +45,8 @@ pub enum NetworkError {
     },
     /// No default route.
     #[error(
-        "the host has no default route for IPv4, so there is no uplink: connect the host, or name the interface in the configuration"
+        "the host has no default route for IPv4, so there is no uplink: connect the host, or name the interface in \
+         the configuration"
     )]
     NoUplink,
     /// The configured uplink isn't there.
@@ -74,7 +75,10 @@ pub enum NetworkError {
         state_dir: PathBuf,
     },
     /// The state directory is in use with other settings, or in another network namespace.
-    #[error("{} is in use by another process with {theirs}, not with {ours}: use the same, or another state directory", .state_dir.display())]
+    #[error(
+        "{} is in use by another process with {theirs}, not with {ours}: use the same, or another state directory",
+        .state_dir.display()
+    )]
     InUse {
         /// The directory.
         state_dir: PathBuf,

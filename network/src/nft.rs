@@ -80,15 +80,21 @@ impl Nft {
     /// The chains of a table of the family `inet`; without the table, nothing.
     pub(crate) fn chains(&self, table: &str) -> Result<Option<Vec<String>>, NetworkError> {
         let doing = "list what is there";
-        let malformed = |error| NetworkError::Nft {
+        let malformed = |why: String| NetworkError::Nft {
             doing,
-            said: format!("its output is no JSON of nft: {error}"),
+            said: format!("its output is no JSON of nft: {why}"),
         };
-        let text = self.run(doing, &["-j", "-f", "-"], "list tables inet\nlist chains inet\n")?;
+        // As an argument: in a file, nft 1.0 prints nothing for it.
+        let text = self.run(doing, &["-j", "list tables inet; list chains inet"], "")?;
+        let documents: Result<Vec<Listing>, _> =
+            serde_json::Deserializer::from_slice(&text).into_iter().collect();
+        let documents = documents.map_err(|error| malformed(error.to_string()))?;
+        if documents.is_empty() {
+            return Err(malformed("nothing".into()));
+        }
         let mut found = None;
-        // One document for each command.
-        for document in serde_json::Deserializer::from_slice(&text).into_iter::<Listing>() {
-            for item in document.map_err(malformed)?.nftables {
+        for document in documents {
+            for item in document.nftables {
                 match item {
                     Item {
                         table: Some(named), ..

@@ -199,7 +199,8 @@ pub enum EntryProblem {
     Port,
     /// Before the colon.
     #[error(
-        "neither an IPv4 address, a CIDR nor a host name; write 198.51.100.7, 198.51.100.0/24 or a.example, each with or without :port"
+        "neither an IPv4 address, a CIDR nor a host name; write 198.51.100.7, 198.51.100.0/24 or \
+         a.example, each with or without :port"
     )]
     Target,
     /// `10.1.2.3/8`
