@@ -124,6 +124,15 @@ pub(crate) fn unlock(file: impl AsFd) {
     }
 }
 
+fn wait_for(file: impl AsFd, operation: FlockOperation) -> io::Result<()> {
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
 /// Whether the lock could be had.
 fn try_lock(file: impl AsFd, operation: FlockOperation) -> io::Result<bool> {
     match rustix::fs::flock(file, operation) {
@@ -154,12 +163,7 @@ pub(crate) fn lock(path: &Path) -> Result<Locked, NetworkError> {
         .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
         .open(path)
         .map_err(NetworkError::state(path))?;
-    loop {
-        match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
-            Err(Errno::INTR) => {}
-            other => break other.map_err(|error| NetworkError::state(path)(error.into()))?,
-        }
-    }
+    wait_for(&directory, FlockOperation::LockExclusive).map_err(NetworkError::state(path))?;
     Ok(Locked {
         path: path.to_owned(),
         directory,
@@ -228,8 +232,8 @@ impl Locked {
     pub(crate) fn join(&self) -> Result<File, NetworkError> {
         let path = self.file("members");
         let file = open(&path, false).map_err(NetworkError::state(&path))?;
-        // Exclusive locks are only ever tried for under the directory's lock, so this one is free.
-        try_lock(&file, FlockOperation::NonBlockingLockShared).map_err(NetworkError::state(&path))?;
+        // Exclusive locks are only tried for, under the directory's lock, and given up at once.
+        wait_for(&file, FlockOperation::LockShared).map_err(NetworkError::state(&path))?;
         Ok(file)
     }
 

@@ -133,21 +133,27 @@ fn nobody_reaches_a_sandbox_from_outside_not_even_another() {
         );
         let (guest_a, guest_b) = (Guest::new(&a), Guest::new(&b));
         guest_b.ns.run(|| serve_tcp(80));
+        // TCP needs packets both ways; this hears what comes one way.
+        let ear = guest_b.ns.run(|| ear(Ipv4Addr::UNSPECIFIED, 9));
         let address = b.interface().address;
-        assert!(guest_a.tcp(address, 80).is_err());
+        let knock = |who: &str| {
+            assert!(tcp(address, 80).is_err(), "{who}");
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let _ = socket.send_to(who.as_bytes(), (address, 9));
+        };
+        guest_a.ns.run(|| knock("another sandbox"));
         assert!(guest_a.tcp(b.interface().gateway, 80).is_err());
         world.internet.run(|| {
             ip("route add 172.30.0.0/16 via 198.51.100.2");
-            assert!(tcp(address, 80).is_err());
+            knock("the internet");
         });
-        assert!(world.lan.run(|| tcp(address, 80)).is_err());
+        world.lan.run(|| knock("another network"));
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-        assert!(
-            world.lan.run(|| tcp(address, 80)).is_err(),
-            "not on a router either"
-        );
-        // The host as a router is nobody else's while it is one only for us.
-        guest_a.tcp(ONE, 80).unwrap();
+        let _third = network.attach(&Policy::Nat).unwrap();
+        world.internet.run(|| knock("the internet, through a router"));
+        world.lan.run(|| knock("another network, through a router"));
+        assert_eq!(heard(&ear), [""; 0]);
+        guest_b.tcp(ONE, 80).unwrap();
     });
 }
 
