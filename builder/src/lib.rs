@@ -12,6 +12,7 @@ pub mod build;
 pub mod error;
 pub mod hash;
 pub mod host;
+pub mod import;
 pub mod manifest;
 pub mod memory;
 pub mod observe;
