@@ -1,7 +1,7 @@
 //! Bases from container images: an OCI image layout, or an archive of `docker save`.
 //!
-//! An image comes from a stranger. [`source`] finds it and checks its digests; [`layer`] reads its archives into
-//! a [`tree`] in memory, which is all that names in them can reach; [`disk`] makes an ext4 image of that with
+//! An image comes from a stranger. `source` finds it and checks its digests; `layer` reads its archives into
+//! a `tree` in memory, which is all that names in them can reach; `disk` makes an ext4 image of that with
 //! e2fsprogs. Then it is published at once, or nothing is left of it.
 //!
 //! It may not know: registries. Whoever has the image somewhere else copies it first (`skopeo copy`).
