@@ -62,6 +62,9 @@ pub enum Command {
     /// Look at and prune what building remembers
     #[command(subcommand)]
     Cache(Cache),
+    /// Work with the bases that images start from
+    #[command(subcommand)]
+    Base(Base),
     /// Run a command in a fork of an image
     Run(Run),
     /// Show the whole idea at work, with proofs
@@ -124,6 +127,48 @@ pub enum Image {
         /// Which
         image: String,
     },
+}
+
+/// Work with the bases that images start from.
+#[derive(Debug, Subcommand)]
+pub enum Base {
+    /// Build a base from its recipe, or find it built
+    Build {
+        /// Which: the name of a directory with a recipe (see docs/bases.md)
+        name: String,
+        /// Ask the archive for newer packages
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Make a base of a container image
+    Import(BaseImport),
+    /// List bases
+    List,
+    /// Remove bases; images built on them stay
+    Rm {
+        /// Which
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Make a base of a container image.
+#[derive(Debug, Args)]
+pub struct BaseImport {
+    /// oci:DIR[:TAG], an OCI image layout, or docker-archive:FILE[:REFERENCE], as `docker save` writes it
+    pub source: String,
+    /// What it is to be called [default: as the directory or file]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Size of its disk in MiB
+    #[arg(long, value_name = "MB", default_value_t = 20_480, value_parser = clap::value_parser!(u64).range(256..=1_048_576))]
+    pub disk_mb: u64,
+    /// Refuse an image with more bytes than this in its layers when they are unpacked
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 30)]
+    pub max_bytes: u64,
+    /// Refuse an image with more entries than this in its layers
+    #[arg(long, value_name = "N", default_value_t = 2_000_000)]
+    pub max_entries: u64,
 }
 
 /// Run a command in a fork of an image.

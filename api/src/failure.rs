@@ -1,7 +1,9 @@
 //! Why a command did not do what it should, and how that is told.
 
 use serde_json::json;
+use spore_builder::base::{BaseError, RecipeError};
 use spore_builder::host::HostError;
+use spore_builder::import::ImportError;
 use spore_builder::{BuildError, ErrorCode};
 use spore_snapshot::store::StoreError;
 use spore_vmm::guest::{GuestError, ResizeError};
@@ -74,6 +76,39 @@ impl From<BuildError> for Failure {
             code: error.code().as_str(),
             message: error.to_string(),
             exit: error.exit_code(),
+        }
+    }
+}
+
+impl From<BaseError> for Failure {
+    fn from(error: BaseError) -> Self {
+        match error {
+            BaseError::Busy { .. } => Self::refused("conflict", error.to_string()),
+            BaseError::Stays { .. } => Self::internal(error),
+            other => BuildError::from(other).into(),
+        }
+    }
+}
+
+impl From<RecipeError> for Failure {
+    fn from(error: RecipeError) -> Self {
+        match error {
+            RecipeError::NoScripts { .. } => Self::refused("not_found", error.to_string()),
+            _ => Self {
+                code: "base_build_failed",
+                message: error.to_string(),
+                exit: FAILED,
+            },
+        }
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Tool { .. } | ImportError::File { .. } => Self::internal(error),
+            ImportError::Base(error) => error.into(),
+            other => Self::refused("invalid_image", other.to_string()),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod cancel;
 pub mod error;
 pub mod hash;
 pub mod host;
+pub mod import;
 pub mod manifest;
 pub mod memory;
 pub mod observe;

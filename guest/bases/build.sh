@@ -107,6 +107,12 @@ name=$(value name)
 
 install_packages
 mkdir -p "$cache"
+# One build of a base at a time; the second finds the first one's result. Whatever work lies here then
+# is of one that was killed.
+exec 9>"$cache/.$name.lock"
+flock 9
+find "$cache" -mindepth 1 -maxdepth 1 -type d -regextype posix-extended \
+	-regex ".*/\.${name//./\\.}\.[A-Za-z0-9]{6}" -exec rm -rf {} +
 work=$(mktemp -d "$cache/.$name.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/out" "$work/root" "$work/host"
@@ -114,10 +120,6 @@ collect_from_host "$work/host"
 agent=${SPORE_AGENT:-$("$here/agent.sh")}
 inputs=$(inputs_digest "$agent" "$work/host")
 key=$name-${inputs:0:16}
-
-# One build of a base at a time; the second finds the first one's result.
-exec 9>"$cache/.$name.lock"
-flock 9
 if [[ -z $refresh || -z $(optional bootstrap) ]]; then
 	result=$(in_cache)
 	if [[ -n $result ]]; then

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod base;
 mod bench;
 mod build;
 mod cache;
@@ -24,6 +25,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Images => image::list(&cli.global),
         Command::Image(args) => image::run(&cli.global, args),
         Command::Cache(args) => cache::run(&cli.global, args),
+        Command::Base(args) => base::run(&cli.global, args),
         Command::Run(args) => run::run(&cli.global, args),
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Demo(args) => demo::run(&cli.global, args),

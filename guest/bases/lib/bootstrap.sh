@@ -5,25 +5,24 @@
 # newuidmap and a range in /etc/subuid). It mounts, if at all, in a namespace of its own.
 
 bootstrap() { # what the host gives, archive to be made
-	local host=$1 archive=$2 files=${recipe%/*}/files suite now options=()
+	local host=$1 archive=$2 files=${recipe%/*}/files suite now apt= option options=()
 	suite=$(words bootstrap | tail -n 1)
-	{
-		[[ ! -d $files/etc/apt/apt.conf.d ]] || cat "$files"/etc/apt/apt.conf.d/*
-		cat "$host/apt.conf"
-		# mmdebstrap downloads first and installs then.
-		echo 'APT::Keep-Downloaded-Packages "true";'
-	} >"$work/apt.conf"
-	options+=(--aptopt="$work/apt.conf")
+	# As texts and not as files: in its user namespace mmdebstrap cannot read ours.
+	[[ ! -d $files/etc/apt/apt.conf.d ]] || apt=$(grep -hv '^//' "$files"/etc/apt/apt.conf.d/*)
+	# mmdebstrap downloads first and installs then.
+	apt+=$'\n'$(<"$host/apt.conf")$'\nAPT::Keep-Downloaded-Packages "true";'
+	options+=(--aptopt="$apt")
 	if [[ -d $files/etc/dpkg/dpkg.cfg.d ]]; then
-		cat "$files"/etc/dpkg/dpkg.cfg.d/* >"$work/dpkg.cfg"
-		options+=(--dpkgopt="$work/dpkg.cfg")
+		while read -r option; do
+			options+=(--dpkgopt="$option")
+		done < <(grep -hvE '^(#|$)' "$files"/etc/dpkg/dpkg.cfg.d/*)
 	fi
 	if has host-certificates && [[ -n $(ls "$host/certificates") ]]; then
 		# By the package's own program: what it does now it does again when a step calls it.
 		options+=(
 			--customize-hook="copy-in $(printf '%s ' "$host"/certificates/*) /usr/local/share/ca-certificates"
 			# shellcheck disable=SC2016 # the hook's variable
-			--customize-hook='chroot "$1" update-ca-certificates'
+			--customize-hook='chroot "$1" sh -c "chown 0:0 /usr/local/share/ca-certificates/*; update-ca-certificates"'
 		)
 	fi
 	# What is not older than this no package has brought. assemble.sh gives it the time of the base.
@@ -33,5 +32,5 @@ bootstrap() { # what the host gives, archive to be made
 	SOURCE_DATE_EPOCH=$now DEBIAN_FRONTEND=noninteractive mmdebstrap --quiet --mode=auto --variant=apt --format=tar \
 		--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --include="$(words include | paste -sd ,)" \
 		"${options[@]}" --customize-hook="$(<"$here/lib/pyc.hook")" \
-		"$suite" "$archive" "$host/sources.list"
+		"$suite" "$archive" - <"$host/sources.list"
 }

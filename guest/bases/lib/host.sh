@@ -5,6 +5,7 @@
 tools() { # packages of the host that the build itself needs
 	echo e2fsprogs
 	! has bootstrap || echo mmdebstrap
+	! has bootstrap || ((EUID == 0)) || echo uidmap
 	((EUID == 0)) || echo fakeroot
 }
 tool_versions() {

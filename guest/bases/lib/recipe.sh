@@ -35,7 +35,7 @@ recipe_names() {
 }
 find_recipe() { # name
 	local directory
-	[[ $1 =~ ^[a-z0-9][a-z0-9.-]*$ ]] || return 1
+	[[ $1 =~ ^[a-z0-9][a-z0-9._-]*$ ]] || return 1
 	while read -r directory; do
 		if [[ -f $directory/$1/recipe ]]; then
 			(cd "$directory/$1" && printf '%s/recipe\n' "$PWD")

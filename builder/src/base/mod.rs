@@ -6,104 +6,46 @@
 //!   package manager is `null` or `"apt"`. Fields that this version does not know are left alone, so a recipe
 //!   may add more about itself.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+mod description;
+mod error;
+mod lock;
+mod recipe;
 
-use serde::Deserialize;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use spore_snapshot::disk::Layer;
+
+pub use description::{FORMAT_VERSION, ImageConfig, MAX_DESCRIPTION, PackageManager};
+pub use error::BaseError;
+pub use lock::Building;
+pub use recipe::{RecipeError, Recipes};
 
 use crate::hash::BaseDigest;
 use crate::manifest::BaseName;
+use description::{Description, parse_description, read_bounded};
 
-/// The version of `base.json` that this program reads.
-pub const FORMAT_VERSION: u64 = 1;
-/// A description is a few lines; a file larger than this is not one.
-const MAX_DESCRIPTION: u64 = 64 << 10;
-
-/// How packages are installed on a base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PackageManager {
-    /// Debian's apt.
-    Apt,
-}
-
-/// A base on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A base on this host. While this value or a clone of it is there, the base is not removed.
+#[derive(Clone, Debug)]
 pub struct Base {
     name: BaseName,
     rootfs: PathBuf,
     package_manager: Option<PackageManager>,
+    config: ImageConfig,
+    disk_bytes: u64,
+    built: SystemTime,
+    /// None where nothing can be locked, as in a cache that only others write to.
+    _in_use: Option<Arc<File>>,
 }
 
 /// The directory that holds the bases.
 #[derive(Clone, Debug)]
 pub struct BaseStore {
     directory: PathBuf,
-}
-
-/// A base was not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum BaseError {
-    /// There is no base of this name.
-    #[error(
-        "base is \"{name}\", which this host does not have; {}",
-        list_known(known, directory)
-    )]
-    Unknown {
-        /// The name asked for.
-        name: BaseName,
-        /// The bases there are, sorted.
-        known: Vec<BaseName>,
-        /// Where bases were looked for.
-        directory: PathBuf,
-    },
-    /// A file of a base could not be read.
-    #[error("base \"{name}\": cannot read {}: {cause}", path.display())]
-    Unreadable {
-        /// The base.
-        name: BaseName,
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        cause: io::Error,
-    },
-    /// A base's files are not what they should be.
-    #[error("base \"{name}\": {} {problem}; build the base again", path.display())]
-    Damaged {
-        /// The base.
-        name: BaseName,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
-fn list_known(known: &[BaseName], directory: &Path) -> String {
-    if known.is_empty() {
-        return format!("no base has been built yet in {}", directory.display());
-    }
-    let names: Vec<&str> = known.iter().map(BaseName::as_str).collect();
-    format!("it has: {}", names.join(", "))
-}
-
-/// `base.json` as it stands in the file.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Description {
-    name: String,
-    /// Required, though it may be `null`: a recipe has to say so.
-    #[serde(deserialize_with = "Option::deserialize")]
-    package_manager: Option<PackageManager>,
-}
-
-/// The one field that every version of `base.json` has.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Version {
-    format_version: u64,
 }
 
 impl Base {
@@ -122,19 +64,34 @@ impl Base {
         self.package_manager
     }
 
-    /// BLAKE3 over the root file system. Reads all of it.
+    /// How the container image it was made of wants to be started.
+    pub fn config(&self) -> &ImageConfig {
+        &self.config
+    }
+
+    /// What the file system takes on the host's disk, in bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
+    }
+
+    /// When it was built or imported.
+    pub fn built(&self) -> SystemTime {
+        self.built
+    }
+
+    /// The digest of the root file system as a disk, which is what the store calls it. Reads all of it but
+    /// the holes.
     ///
     /// # Errors
     /// [`BaseError::Unreadable`].
     pub fn digest(&self) -> Result<BaseDigest, BaseError> {
-        let mut hasher = blake3::Hasher::new();
-        let hashed = File::open(&self.rootfs).and_then(|file| hasher.update_reader(file).map(drop));
-        match hashed {
-            Ok(()) => Ok(BaseDigest::from_bytes(*hasher.finalize().as_bytes())),
-            Err(cause) => {
-                let (name, path) = (self.name.clone(), self.rootfs.clone());
-                Err(BaseError::Unreadable { name, path, cause })
-            }
+        match Layer::open_raw(&self.rootfs).and_then(|disk| disk.digest()) {
+            Ok(digest) => Ok(BaseDigest::from_bytes(*digest.as_bytes())),
+            Err(error) => Err(BaseError::Unreadable {
+                name: self.name.clone(),
+                path: self.rootfs.clone(),
+                cause: io::Error::other(error),
+            }),
         }
     }
 }
@@ -145,6 +102,11 @@ impl BaseStore {
         BaseStore {
             directory: directory.into(),
         }
+    }
+
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The names of the bases that are here, sorted: every directory whose `base.json` calls it by its own
@@ -168,6 +130,8 @@ impl BaseStore {
     /// [`BaseError`]: unknown (with the names that are known), unreadable, or damaged.
     pub fn get(&self, name: &BaseName) -> Result<Base, BaseError> {
         let directory = self.directory.join(name.as_str());
+        // Before it is looked at: what is locked stays.
+        let in_use = lock::reading(&self.directory, name);
         let description = self.read_description(name, &directory.join("base.json"))?;
         let rootfs = directory.join("rootfs.ext4");
         let damaged = |problem: &str| {
@@ -186,10 +150,14 @@ impl BaseStore {
             }),
             Ok(metadata) if !metadata.is_file() => damaged("is not a regular file"),
             Ok(metadata) if metadata.len() == 0 => damaged("is empty"),
-            Ok(_) => Ok(Base {
+            Ok(metadata) => Ok(Base {
                 name: name.clone(),
                 rootfs,
                 package_manager: description.package_manager,
+                config: description.config,
+                disk_bytes: metadata.blocks() * 512,
+                built: published(&directory.join("base.json")),
+                _in_use: in_use.map(Arc::new),
             }),
         }
     }
@@ -221,30 +189,11 @@ impl BaseStore {
     }
 }
 
-/// The bytes of a description, and one more than it may have if there are more.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_DESCRIPTION + 1)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// A description, or what is wrong with it.
-fn parse_description(name: &BaseName, bytes: &[u8]) -> Result<Description, String> {
-    let no_description = |error: serde_json::Error| format!("is not a base's description: {error}");
-    let version: Version = serde_json::from_slice(bytes).map_err(no_description)?;
-    if version.format_version != FORMAT_VERSION {
-        let found = version.format_version;
-        return Err(format!(
-            "has formatVersion {found}, and this spore reads {FORMAT_VERSION}"
-        ));
-    }
-    let description: Description = serde_json::from_slice(bytes).map_err(no_description)?;
-    if description.name != name.as_str() {
-        return Err(format!("says that its name is {:?}", description.name));
-    }
-    Ok(description)
+/// When the description was written, which is the last thing a build does.
+fn published(description: &Path) -> SystemTime {
+    let modified = fs::metadata(description).map(|metadata| metadata.mtime());
+    let seconds = modified.ok().and_then(|seconds| u64::try_from(seconds).ok());
+    UNIX_EPOCH + Duration::from_secs(seconds.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -261,7 +210,7 @@ mod tests {
             let base = directory.path().join(name);
             fs::create_dir(&base).unwrap();
             fs::write(base.join("base.json"), description).unwrap();
-            fs::write(base.join("rootfs.ext4"), "a file system").unwrap();
+            fs::write(base.join("rootfs.ext4"), [1; 4096]).unwrap();
         }
         let store = BaseStore::new(directory.path());
         (directory, store)
@@ -359,7 +308,37 @@ mod tests {
         let base = store.get(&name("busybox")).unwrap();
         let before = base.digest().unwrap();
         assert_eq!(before, base.digest().unwrap());
-        fs::write(base.rootfs(), "another file system").unwrap();
+        fs::write(base.rootfs(), [2; 4096]).unwrap();
         assert_ne!(before, base.digest().unwrap());
+    }
+
+    #[test]
+    fn the_digest_does_not_depend_on_holes() {
+        let (_directory, store) = store_with(&[("busybox", BUSYBOX)]);
+        let base = store.get(&name("busybox")).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        bytes[5] = 1;
+        fs::write(base.rootfs(), &bytes).unwrap();
+        let full = base.digest().unwrap();
+        fs::write(base.rootfs(), &bytes[..4096]).unwrap();
+        let sparse = File::options().write(true).open(base.rootfs()).unwrap();
+        sparse.set_len(1 << 20).unwrap();
+        assert_eq!(full, base.digest().unwrap());
+    }
+
+    #[test]
+    fn a_base_knows_how_the_image_it_was_made_of_is_started() {
+        let text = r#"{"formatVersion":1,"name":"busybox","packageManager":null,
+            "config":{"env":["A=b"],"workingDir":"/srv","entrypoint":["/bin/x","-y"]}}"#;
+        let (_directory, store) = store_with(&[("busybox", text)]);
+        let base = store.get(&name("busybox")).unwrap();
+        let expected = ImageConfig {
+            env: vec!["A=b".to_owned()],
+            working_dir: Some("/srv".to_owned()),
+            user: None,
+            entrypoint: vec!["/bin/x".to_owned(), "-y".to_owned()],
+            cmd: Vec::new(),
+        };
+        assert_eq!(base.config(), &expected);
     }
 }
