@@ -49,6 +49,9 @@ pub enum Action {
         env: Vec<(&'static str, &'static str)>,
         /// What it does on one short line, for people.
         label: String,
+        /// Once is enough for as long as the build VM runs, also if several steps want it: what it does is in the VM's
+        /// memory and not on its disk.
+        once: bool,
     },
     /// Write a file, replacing what is there; make directories that are missing on the way.
     WriteFile {
@@ -163,9 +166,26 @@ fn plain_step(step: &Step, defaults: &mut Defaults) -> Vec<Action> {
 const APT_ENV: (&str, &str) = ("DEBIAN_FRONTEND", "noninteractive");
 /// A Debian base lets pip write to the system's packages only if it is told to; the image is ours to write.
 const PIP_ENV: (&str, &str) = ("PIP_BREAK_SYSTEM_PACKAGES", "1");
-/// A package that does not exist is an error: without this apt-get takes a name with a `.` for a regular
-/// expression and installs whatever matches.
-const APT_EXACT_NAMES: [&str; 2] = ["-o", "APT::Cmd::Pattern-Only=true"];
+/// Where apt's indexes and what it makes of them are while a build VM runs: in memory, in huge pages where the kernel
+/// has them, and so in no layer. On the disk they would be 45 MiB that every page of is dear to write.
+const APT_MEMORY: &str = "mkdir -p /run/spore-apt && \
+    { mount -t tmpfs -o mode=0755,huge=always spore-apt /run/spore-apt 2>/dev/null || \
+      mount -t tmpfs -o mode=0755 spore-apt /run/spore-apt; } && mkdir -p /run/spore-apt/lists/partial";
+const APT_OPTIONS: [&str; 9] = [
+    "-oDir::State::lists=/run/spore-apt/lists",
+    "-oDir::Cache::pkgcache=/run/spore-apt/pkgcache.bin",
+    "-oAcquire::GzipIndexes=false",
+    // Everything in a build VM is the image's own; another user for downloads only costs.
+    "-oAPT::Sandbox::User=root",
+    // A mirror that does not answer is an error, and soon: apt-get would go on with what it has.
+    "-oAPT::Update::Error-Mode=any",
+    "-oAcquire::http::Timeout=30",
+    "-oAcquire::https::Timeout=30",
+    "-oAcquire::Retries=2",
+    // A package that does not exist is an error: without this apt-get takes a name with a `.` for a regular expression
+    // and installs whatever matches.
+    "-oAPT::Cmd::Pattern-Only=true",
+];
 
 const PIP_BOOTSTRAP: &str = "python3 -m pip --version >/dev/null 2>&1 || \
     { apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip; }";
@@ -175,17 +195,15 @@ fn apt_install(packages: &[AptPackage]) -> Vec<Action> {
         return Vec::new();
     }
     let names = packages.iter().map(AptPackage::as_str);
-    let options = ["apt-get", "install", "--yes", "--no-install-recommends"];
-    let install = options
-        .into_iter()
-        .chain(APT_EXACT_NAMES)
-        .chain(["--"])
-        .chain(names);
-    // The lists are fetched each time: those of an earlier step may come from a layer that is weeks old.
+    let apt = || ["apt-get"].into_iter().chain(APT_OPTIONS);
+    let install = ["install", "--yes", "--no-install-recommends", "--"];
+    let exec = |argv: Vec<&str>, label| exec(argv, vec![APT_ENV], label);
     vec![
-        exec(["apt-get", "update"], vec![APT_ENV], "apt-get update"),
-        exec(install, vec![APT_ENV], "apt-get install"),
-        exec(["apt-get", "clean"], vec![APT_ENV], "apt-get clean"),
+        once(exec(vec!["/bin/sh", "-c", APT_MEMORY], "room for apt's indexes")),
+        // Those of an earlier build may be weeks old, and are in no layer anyway.
+        once(exec(apt().chain(["update"]).collect(), "apt-get update")),
+        exec(apt().chain(install).chain(names).collect(), "apt-get install"),
+        exec(apt().chain(["clean"]).collect(), "apt-get clean"),
     ]
 }
 
@@ -227,6 +245,19 @@ fn exec<'a>(
         argv: argv.into_iter().map(str::to_owned).collect(),
         env,
         label: label.to_owned(),
+        once: false,
+    }
+}
+
+fn once(action: Action) -> Action {
+    match action {
+        Action::Exec { argv, env, label, .. } => Action::Exec {
+            argv,
+            env,
+            label,
+            once: true,
+        },
+        other => other,
     }
 }
 
@@ -389,8 +420,8 @@ mod tests {
         )
         .unwrap();
         let argvs = argvs(&plan);
-        assert!(argvs[1].ends_with(&["--", "curl", "g++"]), "{argvs:?}");
-        assert!(argvs[4].ends_with(&["--", "a[b]>=1"]), "{argvs:?}");
+        assert!(argvs[2].ends_with(&["--", "curl", "g++"]), "{argvs:?}");
+        assert!(argvs[5].ends_with(&["--", "a[b]>=1"]), "{argvs:?}");
     }
 
     #[test]

@@ -20,4 +20,5 @@ pub mod left;
 pub mod role;
 pub mod sandbox;
 pub mod stall;
+pub mod wire;
 pub mod witness;

@@ -50,6 +50,11 @@ fn begin(mut command: Command, name: &str, store: &Path) -> Player {
 }
 
 impl Player {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line it prints.
     pub fn line(&mut self) -> String {
         let mut line = String::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use spore_protocol::{ExecOutput, ExecRequest};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
-use spore_vmm::guest::{Agent, Granted, Guest, LiveFork};
+use spore_vmm::guest::{Agent, Granted, Guest, LiveFork, Someone};
 use spore_vmm::machine::Identity;
 
 /// No test waits longer for one answer.
@@ -66,6 +66,11 @@ impl Sandbox {
             .into_iter()
             .map(|fork| Self::new(fork.unwrap()))
             .collect()
+    }
+
+    /// The same, as these, each on its network if it has one.
+    pub fn live_fork_anyone(&mut self, store: &Store, who: &[Someone]) -> LiveFork {
+        self.guest.live_fork(store, who).unwrap()
     }
 
     /// The same, as these.

@@ -1,5 +1,6 @@
 //! Phase one: the steps, in a VM with the memory they need.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use spore_network::Policy;
@@ -126,6 +127,7 @@ impl Phase<'_> {
             took: started.elapsed(),
         });
         let mut layers = known.layers.clone();
+        let mut done_once = HashSet::new();
         for (step, planned) in steps.iter().enumerate().skip(known.steps) {
             let started = Instant::now();
             observer.event(BuildEvent::StepStarted {
@@ -139,6 +141,7 @@ impl Phase<'_> {
                 step,
                 planned,
                 memory,
+                done_once: &mut done_once,
                 deadline: started + self.options.step_limit,
                 limit: self.options.step_limit,
                 observer,
@@ -173,6 +176,8 @@ struct Runner<'a> {
     step: usize,
     planned: &'a PlannedStep,
     memory: MiB,
+    /// What need not be done again in this VM.
+    done_once: &'a mut HashSet<Vec<String>>,
     /// When the step must be over, and how long that is from its start.
     deadline: Instant,
     limit: Duration,
@@ -190,7 +195,19 @@ impl Runner<'_> {
     fn act(&mut self, action: &Action) -> Result<(), BuildError> {
         let label = &self.planned.label;
         let result = match action {
-            Action::Exec { argv, env, label } => return self.exec(argv, env, label),
+            Action::Exec { argv, once: true, .. } if self.done_once.contains(argv) => return Ok(()),
+            Action::Exec {
+                argv,
+                env,
+                label,
+                once,
+            } => {
+                self.exec(argv, env, label)?;
+                if *once {
+                    self.done_once.insert(argv.clone());
+                }
+                return Ok(());
+            }
             Action::WriteFile { path, content, mode } => self
                 .agent
                 .write_file(path.as_str(), Some(mode.bits()), &mut content.bytes())

@@ -12,6 +12,7 @@ mod identity;
 mod image;
 mod left;
 mod memory;
+mod network;
 mod restored;
 
 use std::path::Path;
@@ -20,9 +21,13 @@ use std::process::ExitCode;
 use spore_tests::{harness, role, tests};
 
 fn main() -> ExitCode {
-    let roles = [("owner", death::owner as fn(&Path))]
-        .into_iter()
-        .chain(fork_correctness::roles());
+    let roles = [
+        ("owner", death::owner as fn(&Path)),
+        ("networked", network::networked),
+        ("internet", spore_tests::wire::internet),
+    ]
+    .into_iter()
+    .chain(fork_correctness::roles());
     if let Some(code) = role::play(&Vec::from_iter(roles)) {
         return code;
     }
@@ -37,6 +42,8 @@ fn main() -> ExitCode {
             a_step_that_fails_is_named_with_the_end_of_its_output,
             the_second_build_is_answered_from_the_store,
             every_step_of_a_build_shows_in_a_fork;
+        network:
+            forks_are_themselves_on_the_network_and_reach_what_they_may;
         memory:
             growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back,
             a_guest_grows_while_it_is_busy,

@@ -1,0 +1,96 @@
+//! A host with an internet, for tests: two network namespaces that are gone when the processes in them end.
+//!
+//! The host's is that of a process that was started through `unshare --net`; it calls [`host`]. The internet is a
+//! process of its own, which calls [`internet`].
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::role::{self, Player};
+
+/// The host's address on its uplink.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The internet's.
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+/// Where the internet says who asks, as HTTP.
+pub const HTTP: u16 = 80;
+/// Where it says back what it hears, for as long as it hears something.
+pub const ECHO: u16 = 7;
+
+fn ip(line: &str) {
+    let status = Command::new("ip").args(line.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {line}");
+}
+
+/// Makes the namespace of this process a host with an uplink, and starts the role `internet` at its other end.
+pub fn host(store: &std::path::Path) -> Player {
+    ip("link set lo up");
+    ip("link add up0 type veth peer name up1");
+    let mut internet = role::start_through(&["unshare", "--net"], "internet", store);
+    assert_eq!(internet.line(), "here");
+    ip(&format!("link set up1 netns {}", internet.pid()));
+    ip(&format!("addr add {HOST}/24 dev up0"));
+    ip("link set up0 up");
+    ip(&format!("route add default via {INTERNET}"));
+    assert_eq!(internet.line(), "listening");
+    internet
+}
+
+/// The internet: configures the end of the wire that it is given, and serves until it is killed.
+pub fn internet(_: &std::path::Path) {
+    println!("here");
+    let given = || {
+        Command::new("ip")
+            .args(["link", "show", "up1"])
+            .output()
+            .unwrap()
+            .status
+            .success()
+    };
+    let started = Instant::now();
+    while !given() {
+        assert!(started.elapsed() < Duration::from_secs(10), "no wire");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ip("link set lo up");
+    ip(&format!("addr add {INTERNET}/24 dev up1"));
+    ip("link set up1 up");
+    let echo = TcpListener::bind(("0.0.0.0", ECHO)).unwrap();
+    std::thread::spawn(move || for_each(&echo, say_back));
+    let http = TcpListener::bind(("0.0.0.0", HTTP)).unwrap();
+    println!("listening");
+    for_each(&http, say_who);
+}
+
+fn for_each(listener: &TcpListener, serve: fn(TcpStream)) {
+    for stream in listener.incoming() {
+        let stream = stream.unwrap();
+        std::thread::spawn(move || serve(stream));
+    }
+}
+
+fn say_back(mut stream: TcpStream) {
+    let mut bytes = [0; 512];
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+fn say_who(mut stream: TcpStream) {
+    let peer = stream.peer_addr().unwrap();
+    let mut request = Vec::new();
+    let mut bytes = [0; 512];
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut bytes) {
+            Ok(count @ 1..) => request.extend(&bytes[..count]),
+            _ => return,
+        }
+    }
+    let body = format!("hello {}\n", peer.ip());
+    let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    let _ = stream.write_all((head + &body).as_bytes());
+}
