@@ -40,8 +40,9 @@ pub use connect::{ConnectError, connect_handshake};
 pub use frame::{FrameBuf, FrameError, MAX_FRAME_BYTES};
 pub use hello::{HandshakeError, Hello};
 pub use message::{
-    DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, FileInfo,
-    FileIntegrity, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong, Reply, Request, Status, StdinMode,
+    DirEntry, DiskReport, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus, Failure,
+    FailureKind, FileInfo, FileIntegrity, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong, Reply,
+    Request, Status, StdinMode,
 };
 pub use network::{Network, NetworkError};
 

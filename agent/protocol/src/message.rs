@@ -94,6 +94,13 @@ pub enum Request {
     Sleep,
     /// Be this on your network, or nobody: the interface is taken down. Connections over it end.
     Network(Option<Network>),
+    /// The disk below the root file system has, or will have in a moment, this many bytes: see that the kernel knows,
+    /// and let the file system fill it, while it is in use. Answered with [`Reply::Disk`]; growing to what it is
+    /// already only looks.
+    GrowDisk {
+        /// Size of the disk.
+        bytes: u64,
+    },
 }
 
 /// What the agent answers.
@@ -130,6 +137,8 @@ pub enum Reply<'a> {
     Done,
     /// It was not done; the connection can be used on.
     Failed(Failure),
+    /// To [`Request::GrowDisk`].
+    Disk(DiskReport),
 }
 
 fn as_bytes<S: Serializer>(bytes: &&[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -185,6 +194,17 @@ pub struct MemoryReport {
     pub free_bytes: u64,
     /// The memory blocks, if asked for and where the kernel has them.
     pub blocks: Option<MemoryBlocks>,
+}
+
+/// How large the root disk and the file system on it are, in the guest's own eyes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// The disk, as the kernel knows it.
+    pub disk_bytes: u64,
+    /// What the file system can hold (statfs): less than the disk by its own tables.
+    pub total_bytes: u64,
+    /// What of that is free.
+    pub free_bytes: u64,
 }
 
 /// `/sys/devices/system/memory`.
