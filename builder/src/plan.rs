@@ -11,6 +11,7 @@ use crate::manifest::{
     AbsoluteGuestPath, AptPackage, BaseName, EnvName, FileContent, FileMode, Manifest, PipRequirement, Step,
     StepType,
 };
+use crate::memory::MiB;
 
 /// The mode of a file that was not given one.
 pub const DEFAULT_FILE_MODE: FileMode = FileMode::from_bits(0o644);
@@ -24,6 +25,8 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// The environment and working directory that the image ends up with.
     pub defaults: Defaults,
+    /// The size that the base's disk is brought to, where it does not have it already.
+    pub disk: Option<MiB>,
 }
 
 /// What one step of the manifest comes to.
@@ -97,6 +100,16 @@ pub enum PlanError {
         /// The base.
         base: BaseName,
     },
+    /// The disk would be smaller than the base's.
+    #[error("diskMB is {asked}, and the disk of base `{base}` has {least} MiB; it must be at least {least}")]
+    DiskTooSmall {
+        /// What was asked for.
+        asked: MiB,
+        /// The base.
+        base: BaseName,
+        /// The size of its disk, in MiB.
+        least: u64,
+    },
 }
 
 impl Plan {
@@ -106,6 +119,7 @@ impl Plan {
     /// A [`PlanError`] if the base cannot do what a step needs, even of a step whose list is empty: whether a
     /// manifest fits a base should not hang on a list's length.
     pub fn new(manifest: &Manifest, base: &Base) -> Result<Plan, PlanError> {
+        let disk = disk(manifest, base)?;
         let mut defaults = Defaults::default();
         let mut steps = Vec::with_capacity(manifest.steps().len());
         for (index, step) in manifest.steps().iter().enumerate() {
@@ -132,7 +146,23 @@ impl Plan {
                 actions,
             });
         }
-        Ok(Plan { steps, defaults })
+        Ok(Plan {
+            steps,
+            defaults,
+            disk,
+        })
+    }
+}
+
+/// What the base's disk has to grow to, if anything.
+fn disk(manifest: &Manifest, base: &Base) -> Result<Option<MiB>, PlanError> {
+    match manifest.disk() {
+        Some(asked) if asked.bytes() < base.size_bytes() => Err(PlanError::DiskTooSmall {
+            asked,
+            base: base.name().clone(),
+            least: base.size_bytes().div_ceil(1 << 20),
+        }),
+        asked => Ok(asked.filter(|asked| asked.bytes() > base.size_bytes())),
     }
 }
 
@@ -290,19 +320,24 @@ mod tests {
     use super::*;
     use crate::base::BaseStore;
     use crate::manifest::Limits;
-    use crate::memory::{HostMemory, MiB};
+    use crate::memory::HostMemory;
 
     fn plan_on(package_manager: &str, steps: &str) -> Result<Plan, PlanError> {
+        plan_with(package_manager, steps, "", 1)
+    }
+
+    fn plan_with(package_manager: &str, steps: &str, more: &str, disk: u64) -> Result<Plan, PlanError> {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("b");
         std::fs::create_dir(&base).unwrap();
-        std::fs::write(base.join("rootfs.ext4"), "x").unwrap();
+        let rootfs = std::fs::File::create(base.join("rootfs.ext4")).unwrap();
+        rootfs.set_len(disk).unwrap();
         let description = format!(r#"{{"formatVersion":1,"name":"b","packageManager":{package_manager}}}"#);
         std::fs::write(base.join("base.json"), description).unwrap();
         let limits = Limits {
             host_memory: HostMemory::new(MiB::new(8192)),
         };
-        let manifest = format!(r#"{{"base":"b","steps":{steps}}}"#);
+        let manifest = format!(r#"{{"base":"b","steps":{steps}{more}}}"#);
         let manifest = Manifest::parse(manifest.as_bytes(), &limits).unwrap();
         Plan::new(
             &manifest,
@@ -323,6 +358,19 @@ mod tests {
     fn each_command_gets_a_shell_of_its_own() {
         let plan = plan_on("null", r#"[{"type":"run","args":{"commands":["a; b","c"]}}]"#).unwrap();
         assert_eq!(argvs(&plan), [["/bin/sh", "-c", "a; b"], ["/bin/sh", "-c", "c"]]);
+    }
+
+    #[test]
+    fn a_disk_is_its_bases_or_larger() {
+        const DISK: u64 = 4096 << 20;
+        let disk = |more| plan_with("null", "[]", more, DISK).map(|plan| plan.disk);
+        assert_eq!(disk(""), Ok(None));
+        assert_eq!(disk(r#","diskMB":4096"#), Ok(None));
+        assert_eq!(disk(r#","diskMB":4097"#), Ok(Some(MiB::new(4097))));
+        assert_eq!(
+            disk(r#","diskMB":4095"#).unwrap_err().to_string(),
+            "diskMB is 4095, and the disk of base `b` has 4096 MiB; it must be at least 4096"
+        );
     }
 
     #[test]

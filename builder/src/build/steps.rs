@@ -45,7 +45,7 @@ impl Phase<'_> {
     /// Runs the steps whose disk is not known and returns the layers of the finished disk, bottom first.
     pub(super) fn run(&self, base: Digest, observer: &mut dyn Observer) -> Result<Vec<Digest>, BuildError> {
         let (store, steps) = (self.host.store(), &self.plan.steps);
-        let known = cache::look(store, self.manifest, base, self.options.no_cache)?;
+        let known = cache::look(store, self.manifest, base, self.plan.disk, self.options.no_cache)?;
         for (step, planned) in steps.iter().enumerate().take(known.steps) {
             observer.event(BuildEvent::StepCached {
                 step,
@@ -121,6 +121,9 @@ impl Phase<'_> {
             agent
                 .set_network(Some(network))
                 .map_err(|error| guest.explain(error))?;
+        }
+        if let Some(disk) = self.plan.disk {
+            guest.grow_disk(&mut agent, u64::from(disk.get()))?;
         }
         observer.event(BuildEvent::Booted {
             took: started.elapsed(),
