@@ -179,6 +179,9 @@ pub struct Run {
     /// Memory in MiB; less than the image's floor is the floor [default: the floor]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
     pub memory: Option<u32>,
+    /// Size of the disk in MiB; the image's is the least there can be [default: the image's]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=spore_vmm::guest::MAX_DISK_MB))]
+    pub disk: Option<u64>,
     /// vCPUs; the first run with a new number boots the image once more
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub cpus: u8,
