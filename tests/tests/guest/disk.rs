@@ -5,11 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use spore_tests::sandbox::Sandbox;
 use spore_vmm::guest::{DiskError, GuestError};
 
-use crate::image::{checkpoint_of, image};
+use crate::image::{DISK_MB, checkpoint_of, image};
 
 const MIB: u64 = 1 << 20;
-/// What the busybox base has, in MiB.
-const DISK_MB: u64 = 4096;
 const LARGER_MB: u64 = 8192;
 
 /// What the root file system can hold, in MiB, in the guest's own words.
@@ -49,7 +47,9 @@ pub fn a_fork_can_have_a_larger_disk_and_its_forks_and_checkpoints_have_it_too()
     let before = total_mb(&mut fork);
     let taken = allocated(&fork);
     let (guest, agent) = fork.parts();
+    // What the manifest says, and more than the base has.
     assert_eq!(guest.disk_bytes().unwrap(), DISK_MB * MIB);
+    assert!(before > 4096, "{before}");
     let granted = guest.grow_disk(agent, LARGER_MB).unwrap();
     eprintln!("{granted:?}");
     assert_eq!(granted.disk_mb, LARGER_MB);
@@ -105,7 +105,7 @@ pub fn a_smaller_disk_is_refused_and_one_of_the_same_size_is_there() {
 }
 
 pub fn what_is_deleted_in_a_guest_is_given_back_on_the_host() {
-    const FILE: u64 = 24 * MIB;
+    const FILE: u64 = 8 * MIB;
     let mut fork = image().fork();
     let before = allocated(&fork);
     // Not zeroes: those may take no space anyhow.
