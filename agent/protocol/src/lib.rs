@@ -48,7 +48,7 @@ pub use network::{Network, NetworkError};
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The vsock port the agent listens on.
 pub const AGENT_PORT: u32 = 1024;

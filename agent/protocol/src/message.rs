@@ -221,15 +221,19 @@ pub struct MemoryBlocks {
 /// A command to run.
 ///
 /// It runs in a session and process group of its own. Its environment is the agent's built-in
-/// one (`PATH`, `HOME`), then the [`ExecDefaults`], then `env`, later ones first.
+/// one (`PATH`, and the user's `HOME`), then the [`ExecDefaults`], then `env`, later ones first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The command and its arguments; a command without a slash is looked up in `PATH`.
+    /// The command and its arguments; a command without a slash is looked up in `PATH`. Empty: the image's own
+    /// ([`ExecDefaults::command`]).
     pub argv: Vec<String>,
     /// Variables to set over the defaults.
     pub env: BTreeMap<String, String>,
     /// Absolute path of the working directory; absent: the default one.
     pub cwd: Option<String>,
+    /// As whom: `user`, `uid`, `user:group`, `uid:gid`, by the guest's `/etc/passwd` and `/etc/group`; absent: the
+    /// default one.
+    pub user: Option<String>,
     /// Where its standard input comes from.
     pub stdin: StdinMode,
     /// Kill it after this many milliseconds.
@@ -326,12 +330,16 @@ pub enum EntryKind {
 
 /// What every exec starts from. Kept in the guest, in `/etc/spore/exec.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ExecDefaults {
     /// Variables set for every exec.
     pub env: BTreeMap<String, String>,
     /// Absolute path of the working directory; absent: `/`.
     pub workdir: Option<String>,
+    /// As whom, as [`ExecRequest::user`] has it; absent: root.
+    pub user: Option<String>,
+    /// What runs when a request names no command.
+    pub command: Vec<String>,
 }
 
 /// Whether PID 1 is the agent, and the one that is on the disk.

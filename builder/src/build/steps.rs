@@ -310,6 +310,7 @@ fn exec_defaults(defaults: &Defaults) -> ExecDefaults {
             .map(|(name, value)| (name.as_str().to_owned(), value.clone()))
             .collect(),
         workdir: defaults.workdir.as_ref().map(|path| path.as_str().to_owned()),
+        ..ExecDefaults::default()
     }
 }
 
