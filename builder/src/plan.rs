@@ -4,9 +4,8 @@
 //! the [`Action`]s of one step after the other and may seal the disk after each step. What a user wrote
 //! becomes an argument or a file and never a part of a shell script, but for `run`, whose commands are shell.
 
-use std::collections::BTreeMap;
-
 use crate::base::{Base, PackageManager};
+use crate::defaults::{Defaults, DefaultsError};
 use crate::manifest::{
     AbsoluteGuestPath, AptPackage, BaseName, EnvName, FileContent, FileMode, Manifest, PipRequirement, Step,
     StepType,
@@ -23,7 +22,7 @@ pub const DIRECTORY_MODE: FileMode = FileMode::from_bits(0o755);
 pub struct Plan {
     /// The manifest's steps, all of them and in order.
     pub steps: Vec<PlannedStep>,
-    /// The environment and working directory that the image ends up with.
+    /// What the image's programs start with in the end.
     pub defaults: Defaults,
     /// The size that the base's disk is brought to, where it does not have it already.
     pub disk: Option<MiB>,
@@ -50,6 +49,8 @@ pub enum Action {
         argv: Vec<String>,
         /// Variables for this program only, on top of the defaults.
         env: Vec<(&'static str, &'static str)>,
+        /// As whom; absent: as the defaults say.
+        user: Option<&'static str>,
         /// What it does on one short line, for people.
         label: String,
     },
@@ -74,17 +75,8 @@ pub enum Action {
     SetDefaults(Defaults),
 }
 
-/// What programs in the guest start with unless told otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Defaults {
-    /// Environment variables, on top of the agent's own (`PATH`, `HOME`).
-    pub env: BTreeMap<EnvName, String>,
-    /// The working directory, or the agent's own default.
-    pub workdir: Option<AbsoluteGuestPath>,
-}
-
 /// A manifest cannot be built on its base.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// A step installs packages, and the base has nothing to install them with.
     #[error(
@@ -99,6 +91,14 @@ pub enum PlanError {
         step_type: StepType,
         /// The base.
         base: BaseName,
+    },
+    /// The base was made of a container image that cannot be started as it says.
+    #[error("base is {base}, and {cause}; build it with another image")]
+    BaseConfig {
+        /// The base.
+        base: BaseName,
+        /// What cannot be.
+        cause: DefaultsError,
     },
     /// The disk would be smaller than the base's.
     #[error("diskMB is {asked}, and the disk of base `{base}` has {least} MiB; it must be at least {least}")]
@@ -120,7 +120,10 @@ impl Plan {
     /// manifest fits a base should not hang on a list's length.
     pub fn new(manifest: &Manifest, base: &Base) -> Result<Plan, PlanError> {
         let disk = disk(manifest, base)?;
-        let mut defaults = Defaults::default();
+        let mut defaults = Defaults::of(base.config()).map_err(|cause| PlanError::BaseConfig {
+            base: base.name().clone(),
+            cause,
+        })?;
         let mut steps = Vec::with_capacity(manifest.steps().len());
         for (index, step) in manifest.steps().iter().enumerate() {
             let step_type = step.step_type();
@@ -172,7 +175,10 @@ fn plain_step(step: &Step, defaults: &mut Defaults) -> Vec<Action> {
         Step::AptInstall { .. } | Step::PipInstall { .. } => Vec::new(),
         Step::Run { commands } => commands.iter().map(|command| shell(command.as_str())).collect(),
         Step::Env { vars } => {
-            defaults.env.extend(vars.clone());
+            let vars = vars
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), value.clone()));
+            defaults.env.extend(vars);
             vec![Action::SetDefaults(defaults.clone())]
         }
         Step::Workdir { path } => {
@@ -213,9 +219,9 @@ fn apt_install(packages: &[AptPackage]) -> Vec<Action> {
         .chain(names);
     // The lists are fetched each time: those of an earlier step may come from a layer that is weeks old.
     vec![
-        exec(["apt-get", "update"], vec![APT_ENV], "apt-get update"),
-        exec(install, vec![APT_ENV], "apt-get install"),
-        exec(["apt-get", "clean"], vec![APT_ENV], "apt-get clean"),
+        as_root(["apt-get", "update"], vec![APT_ENV], "apt-get update"),
+        as_root(install, vec![APT_ENV], "apt-get install"),
+        as_root(["apt-get", "clean"], vec![APT_ENV], "apt-get clean"),
     ]
 }
 
@@ -235,27 +241,39 @@ fn pip_install(packages: &[PipRequirement]) -> Vec<Action> {
         .chain(options)
         .chain(requirements);
     vec![
-        exec(
+        as_root(
             ["/bin/sh", "-c", PIP_BOOTSTRAP],
             vec![APT_ENV],
             "find or install pip",
         ),
-        exec(install, vec![PIP_ENV], "pip install"),
+        as_root(install, vec![PIP_ENV], "pip install"),
     ]
 }
 
+/// As the image's user, as a RUN of a Dockerfile: who wants something else in a step names it there.
 fn shell(command: &str) -> Action {
-    exec(["/bin/sh", "-c", command], Vec::new(), &first_line(command))
+    exec(["/bin/sh", "-c", command], Vec::new(), None, &first_line(command))
+}
+
+/// Whoever an image's programs run as, packages are installed by root.
+fn as_root<'a>(
+    argv: impl IntoIterator<Item = &'a str>,
+    env: Vec<(&'static str, &'static str)>,
+    label: &str,
+) -> Action {
+    exec(argv, env, Some("root"), label)
 }
 
 fn exec<'a>(
     argv: impl IntoIterator<Item = &'a str>,
     env: Vec<(&'static str, &'static str)>,
+    user: Option<&'static str>,
     label: &str,
 ) -> Action {
     Action::Exec {
         argv: argv.into_iter().map(str::to_owned).collect(),
         env,
+        user,
         label: label.to_owned(),
     }
 }
@@ -322,6 +340,8 @@ mod tests {
     use crate::manifest::Limits;
     use crate::memory::HostMemory;
 
+    const CONFIG: &str = r#"{"env":["IMAGE=1","A=0"],"workingDir":"/srv","user":"app","cmd":["x"]}"#;
+
     fn plan_on(package_manager: &str, steps: &str) -> Result<Plan, PlanError> {
         plan_with(package_manager, steps, "", 1)
     }
@@ -332,7 +352,9 @@ mod tests {
         std::fs::create_dir(&base).unwrap();
         let rootfs = std::fs::File::create(base.join("rootfs.ext4")).unwrap();
         rootfs.set_len(disk).unwrap();
-        let description = format!(r#"{{"formatVersion":1,"name":"b","packageManager":{package_manager}}}"#);
+        let description = format!(
+            r#"{{"formatVersion":1,"name":"b","packageManager":{package_manager},"config":{CONFIG}}}"#
+        );
         std::fs::write(base.join("base.json"), description).unwrap();
         let limits = Limits {
             host_memory: HostMemory::new(MiB::new(8192)),
@@ -390,7 +412,15 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        assert_eq!(env, [("A", "1"), ("B", "2")]);
+        assert_eq!(
+            env,
+            [("A", "1"), ("B", "2"), ("IMAGE", "1")],
+            "the image's are below"
+        );
+        assert_eq!(
+            (last.user.as_deref(), &*last.command),
+            (Some("app"), &["x".to_owned()][..])
+        );
         assert_eq!(last.workdir.as_ref().unwrap().as_str(), "/w");
         assert!(matches!(&plan.steps[1].actions[0], Action::MakeDir { path, .. } if path.as_str() == "/w"));
     }
@@ -439,6 +469,26 @@ mod tests {
         let argvs = argvs(&plan);
         assert!(argvs[1].ends_with(&["--", "curl", "g++"]), "{argvs:?}");
         assert!(argvs[4].ends_with(&["--", "a[b]>=1"]), "{argvs:?}");
+    }
+
+    #[test]
+    fn packages_are_roots_business_and_commands_the_images_users() {
+        let plan = plan_on(
+            "\"apt\"",
+            r#"[{"type":"apt_install","args":{"packages":["curl"]}},{"type":"pip_install","args":{"packages":["flask"]}},
+                {"type":"run","args":{"commands":["c"]}}]"#,
+        )
+        .unwrap();
+        let users = plan
+            .steps
+            .iter()
+            .flat_map(|step| &step.actions)
+            .map(|action| match action {
+                Action::Exec { user, .. } => *user,
+                other => panic!("{other:?}"),
+            });
+        let root = Some("root");
+        assert_eq!(users.collect::<Vec<_>>(), [root, root, root, root, root, None]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use spore_network::Policy;
-use spore_protocol::{ClientError, ExecDefaults, ExecRequest, ExitStatus};
+use spore_protocol::{ClientError, ExecRequest, ExitStatus};
 use spore_snapshot::Digest;
 use spore_snapshot::store::StepEntry;
 use spore_vmm::exit::Ended;
@@ -18,7 +18,7 @@ use crate::manifest::StepType;
 use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
 use crate::options::{BuildNetwork, Options};
-use crate::plan::{Action, Defaults, Plan, PlannedStep};
+use crate::plan::{Action, Plan, PlannedStep};
 use crate::plugged::Plugged;
 
 /// How long a booting guest may take to its agent, with a second a GiB for page structures on top.
@@ -193,13 +193,18 @@ impl Runner<'_> {
     fn act(&mut self, action: &Action) -> Result<(), BuildError> {
         let label = &self.planned.label;
         let result = match action {
-            Action::Exec { argv, env, label } => return self.exec(argv, env, label),
+            Action::Exec {
+                argv,
+                env,
+                user,
+                label,
+            } => return self.exec(argv, env, *user, label),
             Action::WriteFile { path, content, mode } => self
                 .agent
                 .write_file(path.as_str(), Some(mode.bits()), &mut content.bytes())
                 .map(drop),
             Action::MakeDir { path, mode } => self.agent.make_dir(path.as_str(), Some(mode.bits())),
-            Action::SetDefaults(defaults) => self.agent.set_defaults(&exec_defaults(defaults)),
+            Action::SetDefaults(defaults) => self.agent.set_defaults(&defaults.to_agent()),
         };
         match result {
             Ok(()) => Ok(()),
@@ -208,8 +213,15 @@ impl Runner<'_> {
         }
     }
 
-    fn exec(&mut self, argv: &[String], env: &[(&str, &str)], label: &str) -> Result<(), BuildError> {
+    fn exec(
+        &mut self,
+        argv: &[String],
+        env: &[(&str, &str)],
+        user: Option<&str>,
+        label: &str,
+    ) -> Result<(), BuildError> {
         let mut request = ExecRequest::new(argv);
+        request.user = user.map(str::to_owned);
         request.env = env
             .iter()
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
@@ -300,18 +312,6 @@ fn victim_mb(console: &str) -> Option<u64> {
     let (_, after) = console.rsplit_once("anon-rss:")?;
     let digits = after.split_once("kB")?.0;
     digits.parse::<u64>().ok().map(|kib| kib >> 10)
-}
-
-fn exec_defaults(defaults: &Defaults) -> ExecDefaults {
-    ExecDefaults {
-        env: defaults
-            .env
-            .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), value.clone()))
-            .collect(),
-        workdir: defaults.workdir.as_ref().map(|path| path.as_str().to_owned()),
-        ..ExecDefaults::default()
-    }
 }
 
 /// The end of a step's output.
