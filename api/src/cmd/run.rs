@@ -73,6 +73,16 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     agent.ping().map_err(|error| guest.explain(error))?;
     let ready = started.elapsed();
     let answered_ns = monotonic_ns();
+    if args.command.is_empty() {
+        let own = agent
+            .get_defaults()
+            .map_err(|error| guest.explain(error))?
+            .command;
+        if own.is_empty() {
+            let message = "which command? The image has none of its own: spore run IMAGE -- COMMAND";
+            return Err(Failure::refused("invalid_request", message.to_owned()));
+        }
+    }
     let floor = checkpoint.manifest.floor_mb;
     let granted = guest.resize(&mut agent, args.memory.unwrap_or(floor))?;
     let disk = match args.disk.filter(|asked| *asked > has_mb) {
@@ -169,6 +179,7 @@ fn exec(
     let mut request = ExecRequest::new(&args.command);
     request.env = args.env.iter().cloned().collect();
     request.cwd.clone_from(&args.workdir);
+    request.user.clone_from(&args.user);
     request.time_limit_ms = args.timeout.map(|seconds| seconds * 1000);
     if args.interactive {
         request.stdin = StdinMode::Piped;
@@ -179,7 +190,13 @@ fn exec(
 fn explain(guest: &mut Guest, args: &Run, error: ClientError) -> Failure {
     match error {
         // The agent refused the request itself: what was asked is wrong, not the guest.
-        ClientError::Refused(refused) => Failure::internal(format!("{}: {refused}", args.command.join(" "))),
+        ClientError::Refused(refused) => {
+            let command = match &args.command[..] {
+                [] => "the image's command".to_owned(),
+                words => words.join(" "),
+            };
+            Failure::internal(format!("{command}: {refused}"))
+        }
         error => guest.explain(error).into(),
     }
 }
