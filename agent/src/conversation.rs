@@ -19,7 +19,7 @@ use crate::power::{self, Ending};
 use crate::reaper::Reaper;
 use crate::status::{self, OomCounter};
 use crate::views::Views;
-use crate::{BUILD, files, integrity};
+use crate::{BUILD, disk, files, integrity};
 
 /// What all connections share.
 #[derive(Debug)]
@@ -242,6 +242,14 @@ impl Agent {
             Request::Poweroff => self.end(Ending::Poweroff, connection, buffers)?,
             Request::Reboot => self.end(Ending::Reboot, connection, buffers)?,
             Request::Sleep => self.sleep(connection, buffers)?,
+            Request::GrowDisk { bytes } => {
+                let grown = match self.is_init {
+                    true => disk::grow(bytes),
+                    // The root file system is not ours to touch.
+                    false => Err(Failure::new(FailureKind::Unsupported, "this agent is not PID 1")),
+                };
+                buffers.push_result(grown, Reply::Disk)?;
+            }
             Request::Network(network) => {
                 let view = self.views.resolv_conf.as_ref().ok();
                 buffers.push_done(self.network.set(network.as_ref(), view))?;

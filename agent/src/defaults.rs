@@ -110,6 +110,13 @@ impl Defaults {
 
 fn check(defaults: &ExecDefaults) -> Result<(), Failure> {
     check_env(&defaults.env)?;
+    // Whether there is such a user shows when somebody is to become it.
+    if defaults.user.as_deref() == Some("") || defaults.command.iter().any(|word| word.contains('\0')) {
+        return Err(Failure::new(
+            FailureKind::InvalidArgument,
+            "a user without a name, or a NUL in a command",
+        ));
+    }
     defaults.workdir.as_deref().map_or(Ok(()), check_workdir)
 }
 
@@ -147,6 +154,8 @@ mod tests {
         ExecDefaults {
             env: BTreeMap::from([("A".into(), "1".into())]),
             workdir: Some("/srv".into()),
+            user: Some("app:media".into()),
+            command: vec!["/bin/x".into()],
         }
     }
 
@@ -183,6 +192,7 @@ mod tests {
         let changed = ExecDefaults {
             env: env(&[("A", "2"), ("D", "2")]),
             workdir: None,
+            ..sample()
         };
         defaults.set(changed).unwrap();
         assert_eq!(defaults.for_exec().env["A"], "fork");
@@ -204,10 +214,26 @@ mod tests {
                 env: BTreeMap::from([("A=B".into(), String::new())]),
                 ..sample()
             },
+            ExecDefaults {
+                user: Some(String::new()),
+                ..sample()
+            },
         ] {
             assert_eq!(defaults.set(bad).unwrap_err().kind, FailureKind::InvalidArgument);
         }
         assert_eq!(*defaults.get(), sample());
+    }
+
+    #[test]
+    fn a_file_need_not_say_everything() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("exec.json");
+        fs::write(&file, r#"{"user": "app"}"#).unwrap();
+        let expected = ExecDefaults {
+            user: Some("app".into()),
+            ..ExecDefaults::default()
+        };
+        assert_eq!(*Defaults::load(file).get(), expected);
     }
 
     #[test]

@@ -100,7 +100,8 @@ fn run_one(
         cwd: Some("/".to_owned()),
         ..ExecRequest::new([hook])
     };
-    let prepared = prepare(&request, defaults).map_err(|failure| failed(failure.message))?;
+    // Whoever the image's programs run as, a hook is root's.
+    let prepared = prepare(&request, defaults, None).map_err(|failure| failed(failure.message))?;
     let stdio = stdio(console).map_err(|error| failed(error.to_string()))?;
     let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
         .map_err(|error| failed(error.to_string()))?;
@@ -187,8 +188,10 @@ mod tests {
         let output = directory.path().join("output");
         let console = File::options().create(true).append(true).open(&output).unwrap();
         let defaults = ExecDefaults {
+            user: Some("nobody".into()),
             env: BTreeMap::from([("GIVEN".into(), "to the fork".into())]),
             workdir: Some("/no/such/directory".into()),
+            ..ExecDefaults::default()
         };
         let hooks = list(directory.path()).unwrap();
         let ended = run(&hooks, reaper(), &defaults, console.as_fd(), limit);

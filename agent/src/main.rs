@@ -16,6 +16,7 @@
 mod boot;
 mod conversation;
 mod defaults;
+mod disk;
 mod exec;
 mod files;
 mod fork_port;

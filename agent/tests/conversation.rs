@@ -168,6 +168,7 @@ fn defaults_reach_every_later_exec_and_survive_a_restart() {
             .map(|(k, v)| (k.into(), v.into()))
             .into(),
         workdir: Some(support::text(&workdir).to_owned()),
+        ..ExecDefaults::default()
     };
     agent.client().set_defaults(&defaults).unwrap();
     let bad = ExecDefaults {

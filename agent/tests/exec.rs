@@ -6,7 +6,7 @@ mod support;
 use std::io;
 use std::time::{Duration, Instant};
 
-use spore_protocol::{ClientError, ExecEvent, ExecRequest, ExitStatus, FailureKind};
+use spore_protocol::{ClientError, ExecDefaults, ExecEvent, ExecRequest, ExitStatus, FailureKind};
 use support::{TestAgent, eventually, is_alive, pids, shell};
 
 fn with_limit(script: &str, milliseconds: u64) -> ExecRequest {
@@ -275,4 +275,116 @@ fn no_status_is_lost_when_many_run_at_once() {
             .count()
     };
     eventually("descriptors are closed", || descriptors() < 20);
+}
+
+/// What nobody can be told from: only root can become somebody else.
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_command_runs_as_who_it_was_asked_to_and_as_nobody_more() {
+    if !is_root() {
+        return;
+    }
+    let agent = TestAgent::start();
+    let run = |user: &str, script: &str| {
+        let request = ExecRequest {
+            user: Some(user.to_owned()),
+            ..shell(script)
+        };
+        agent.client().exec_collect(&request, b"in").unwrap()
+    };
+    let who = "echo $(id -u) $(id -g) $(id -G) $HOME";
+    assert_eq!(run("54321:54322", who).stdout, b"54321 54322 54322 /\n");
+    assert_eq!(run("54321", who).stdout, b"54321 0 0 /\n");
+    assert_eq!(run("root", "id -u; echo $HOME").stdout, b"0\n/root\n");
+    // For good: real, effective, saved and file system id, and no capability is left.
+    let status = String::from_utf8(run("54321:54322", "cat /proc/self/status").stdout).unwrap();
+    assert!(status.contains("Uid:\t54321\t54321\t54321\t54321"), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    assert_ne!(
+        run("54321", "cat /etc/shadow").outcome.status,
+        ExitStatus::Code(0)
+    );
+    let reopened = run("54321", "echo out >/dev/stdout; echo err >/dev/stderr");
+    assert_eq!(
+        (&*reopened.stdout, &*reopened.stderr),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+
+    // The agent and who comes next are who they were.
+    assert_eq!(agent.sh("id -u").stdout, b"0\n");
+    let private = agent.files();
+    std::fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let request = ExecRequest {
+        user: Some("54321".into()),
+        cwd: Some(support::text(&private).to_owned()),
+        ..shell("true")
+    };
+    assert_eq!(
+        refusal(agent.client().exec_collect(&request, b"")),
+        FailureKind::PermissionDenied
+    );
+}
+
+#[test]
+fn a_user_who_is_not_there_is_refused_and_nonsense_too() {
+    let agent = TestAgent::start();
+    for (user, kind) in [
+        ("no-such-user", FailureKind::NotFound),
+        ("0:no-such-group", FailureKind::NotFound),
+        ("", FailureKind::InvalidArgument),
+        ("root:", FailureKind::InvalidArgument),
+    ] {
+        let request = ExecRequest {
+            user: Some(user.to_owned()),
+            ..shell("true")
+        };
+        assert_eq!(
+            refusal(agent.client().exec_collect(&request, b"")),
+            kind,
+            "{user:?}"
+        );
+    }
+}
+
+#[test]
+fn an_images_user_and_command_are_what_runs_unless_a_request_says_otherwise() {
+    let agent = TestAgent::start();
+    let own = ExecRequest::default();
+    assert_eq!(
+        refusal(agent.client().exec_collect(&own, b"")),
+        FailureKind::InvalidArgument
+    );
+    let user = is_root().then(|| "54321:54322".to_owned());
+    let expected: &[u8] = if is_root() { b"own 54321\n" } else { b"own\n" };
+    let script = if is_root() {
+        "echo own $(id -u)"
+    } else {
+        "echo own"
+    };
+    let defaults = ExecDefaults {
+        user,
+        command: ["/bin/sh", "-c", script].map(str::to_owned).into(),
+        ..ExecDefaults::default()
+    };
+    agent.client().set_defaults(&defaults).unwrap();
+    assert_eq!(agent.client().exec_collect(&own, b"").unwrap().stdout, expected);
+    let root = ExecRequest {
+        user: is_root().then(|| "root".to_owned()),
+        ..shell("echo other; id -u")
+    };
+    let output = agent.client().exec_collect(&root, b"").unwrap().stdout;
+    assert!(output.starts_with(b"other\n"));
+    assert!(!is_root() || output == b"other\n0\n");
+}
+
+#[test]
+fn an_agent_that_is_not_pid_1_leaves_the_disk_alone() {
+    let agent = TestAgent::start();
+    assert_eq!(
+        refusal(agent.client().grow_disk(1 << 40)),
+        FailureKind::Unsupported
+    );
 }

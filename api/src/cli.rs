@@ -179,6 +179,9 @@ pub struct Run {
     /// Memory in MiB; less than the image's floor is the floor [default: the floor]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..))]
     pub memory: Option<u32>,
+    /// Size of the disk in MiB; the image's is the least there can be [default: the image's]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=spore_vmm::guest::MAX_DISK_MB))]
+    pub disk: Option<u64>,
     /// vCPUs; the first run with a new number boots the image once more
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub cpus: u8,
@@ -188,6 +191,9 @@ pub struct Run {
     /// Run in this directory instead of the image's
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
+    /// Run as this user instead of the image's: `user`, `uid`, `user:group` or `uid:gid`
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// Kill the command and all it started after this many seconds (exit code 124)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub timeout: Option<u64>,
@@ -197,8 +203,8 @@ pub struct Run {
     /// Print on standard error where each microsecond of the fork went
     #[arg(long)]
     pub trace: bool,
-    /// The command and its arguments
-    #[arg(last = true, required = true)]
+    /// The command and its arguments [default: the image's own, if it has one]
+    #[arg(last = true)]
     pub command: Vec<String>,
     /// What it reaches: `none`, `nat` (everything beyond this host), or a list of what it may, e.g.
     /// `example.com:443,198.51.100.0/24`

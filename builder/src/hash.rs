@@ -4,10 +4,12 @@
 //!   as the user wrote the values**: it is taken from the JSON, not from what we understood it to mean, so
 //!   Python and TypeScript can compute it without knowing the step types. `/app` and `/app/`, or `"644"` and
 //!   `"0644"`, hash differently although they build the same. Not in it: `name`, `builderMemoryMB`,
-//!   `runtimeMemoryMB`. A field that is left out is not there; `null` is refused before it could be hashed.
+//!   `runtimeMemoryMB`, `diskMB`. A field that is left out is not there; `null` is refused before it could be hashed.
 //!   No number can occur in a valid `{base, steps}`, so no language's printing of numbers matters.
 //! - [`CacheKey`] is what a host caches a finished build by: the content hash and the base's digest.
 //! - [`LayerKey`] is what it caches the disk after each step by: the base's digest and every step up to it.
+//! - A base whose disk a build makes larger is to these two another base ([`BaseDigest::grown`]): steps see how much
+//!   room there is, and a disk that has grown cannot stand for a smaller one.
 //!
 //! `tests/vectors/content-hash.json` has manifests with their canonical text and hash, for every SDK to check
 //! itself against; `tests/vectors/check.py` is a second, independent implementation.
@@ -19,6 +21,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{BaseName, JsonTree};
+use crate::memory::MiB;
 
 /// A text that should have been a digest is not 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +88,17 @@ digest!(
     /// Names a finished build on a host.
     CacheKey
 );
+
+impl BaseDigest {
+    /// What stands for this base with its disk grown to `disk`.
+    #[must_use]
+    pub fn grown(&self, disk: MiB) -> BaseDigest {
+        let mut hash = tagged(b"spore grown");
+        hash.update(self.0);
+        hash.update(disk.get().to_le_bytes());
+        BaseDigest(hash.finalize().into())
+    }
+}
 
 /// Changes when the same manifest would build something else than before, so that what an older Spore cached
 /// is not found any more.
@@ -173,7 +187,7 @@ fn parse_hex(text: &str) -> Result<[u8; 32], NotADigest> {
 mod tests {
     use super::*;
     use crate::manifest::{Limits, Manifest};
-    use crate::memory::{HostMemory, MiB};
+    use crate::memory::HostMemory;
 
     const VECTORS: &str = include_str!("../tests/vectors/content-hash.json");
 
@@ -269,6 +283,15 @@ mod tests {
         let content = ContentHash::from_bytes([1; 32]);
         let keys = [1, 2].map(|byte| cache_key(&content, &BaseDigest::from_bytes([byte; 32])));
         assert_ne!(keys[0], keys[1]);
+    }
+
+    #[test]
+    fn a_base_with_another_disk_is_another_base() {
+        let base = BaseDigest::from_bytes([1; 32]);
+        let grown = [8192, 8193].map(|mib| base.grown(MiB::new(mib)));
+        assert_ne!(grown[0], grown[1]);
+        assert_ne!(grown[0], base);
+        assert_eq!(grown[0], base.grown(MiB::new(8192)));
     }
 
     #[test]

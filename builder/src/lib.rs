@@ -10,6 +10,7 @@
 pub mod base;
 pub mod build;
 pub mod cancel;
+pub mod defaults;
 pub mod error;
 pub mod hash;
 pub mod host;

@@ -1,4 +1,4 @@
-//! Amounts of memory, how much this host has, and what a manifest may ask for.
+//! Amounts of memory and disk, how much memory this host has, and what a manifest may ask for.
 
 use std::{fmt, io};
 
@@ -10,6 +10,12 @@ pub const DEFAULT_BUILDER_MEMORY: MiB = MiB(4096);
 pub const DEFAULT_RUNTIME_MEMORY: MiB = MiB(1024);
 /// The largest floor: the most memory a sandbox may have in all, since a fork is never smaller than its floor.
 pub const MAX_RUNTIME_MEMORY: MiB = MiB(16384);
+
+/// The least `diskMB` can be.
+pub const MIN_DISK: MiB = MiB(256);
+/// The most `diskMB` can be: 1 TiB.
+pub const MAX_DISK: MiB = MiB(1 << 20);
+const _: () = assert!(MAX_DISK.0 as u64 == spore_vmm::guest::MAX_DISK_MB);
 
 /// A whole number of MiB (2^20 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -35,6 +35,16 @@ pub enum BuildNetwork {
     To(Policy),
 }
 
+impl Options {
+    /// The defaults, without a network.
+    pub fn offline() -> Self {
+        Self {
+            network: BuildNetwork::Off,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

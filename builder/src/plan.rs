@@ -4,13 +4,13 @@
 //! the [`Action`]s of one step after the other and may seal the disk after each step. What a user wrote
 //! becomes an argument or a file and never a part of a shell script, but for `run`, whose commands are shell.
 
-use std::collections::BTreeMap;
-
 use crate::base::{Base, PackageManager};
+use crate::defaults::{Defaults, DefaultsError};
 use crate::manifest::{
     AbsoluteGuestPath, AptPackage, BaseName, EnvName, FileContent, FileMode, Manifest, PipRequirement, Step,
     StepType,
 };
+use crate::memory::MiB;
 
 /// The mode of a file that was not given one.
 pub const DEFAULT_FILE_MODE: FileMode = FileMode::from_bits(0o644);
@@ -22,8 +22,10 @@ pub const DIRECTORY_MODE: FileMode = FileMode::from_bits(0o755);
 pub struct Plan {
     /// The manifest's steps, all of them and in order.
     pub steps: Vec<PlannedStep>,
-    /// The environment and working directory that the image ends up with.
+    /// What the image's programs start with in the end.
     pub defaults: Defaults,
+    /// The size that the base's disk is brought to, where it does not have it already.
+    pub disk: Option<MiB>,
 }
 
 /// What one step of the manifest comes to.
@@ -47,6 +49,8 @@ pub enum Action {
         argv: Vec<String>,
         /// Variables for this program only, on top of the defaults.
         env: Vec<(&'static str, &'static str)>,
+        /// As whom; absent: as the defaults say.
+        user: Option<&'static str>,
         /// What it does on one short line, for people.
         label: String,
         /// Once is enough for as long as the build VM runs, also if several steps want it: what it does is in the VM's
@@ -74,17 +78,8 @@ pub enum Action {
     SetDefaults(Defaults),
 }
 
-/// What programs in the guest start with unless told otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Defaults {
-    /// Environment variables, on top of the agent's own (`PATH`, `HOME`).
-    pub env: BTreeMap<EnvName, String>,
-    /// The working directory, or the agent's own default.
-    pub workdir: Option<AbsoluteGuestPath>,
-}
-
 /// A manifest cannot be built on its base.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {
     /// A step installs packages, and the base has nothing to install them with.
     #[error(
@@ -100,6 +95,24 @@ pub enum PlanError {
         /// The base.
         base: BaseName,
     },
+    /// The base was made of a container image that cannot be started as it says.
+    #[error("base is {base}, and {cause}; build it with another image")]
+    BaseConfig {
+        /// The base.
+        base: BaseName,
+        /// What cannot be.
+        cause: DefaultsError,
+    },
+    /// The disk would be smaller than the base's.
+    #[error("diskMB is {asked}, and the disk of base `{base}` has {least} MiB; it must be at least {least}")]
+    DiskTooSmall {
+        /// What was asked for.
+        asked: MiB,
+        /// The base.
+        base: BaseName,
+        /// The size of its disk, in MiB.
+        least: u64,
+    },
 }
 
 impl Plan {
@@ -109,7 +122,11 @@ impl Plan {
     /// A [`PlanError`] if the base cannot do what a step needs, even of a step whose list is empty: whether a
     /// manifest fits a base should not hang on a list's length.
     pub fn new(manifest: &Manifest, base: &Base) -> Result<Plan, PlanError> {
-        let mut defaults = Defaults::default();
+        let disk = disk(manifest, base)?;
+        let mut defaults = Defaults::of(base.config()).map_err(|cause| PlanError::BaseConfig {
+            base: base.name().clone(),
+            cause,
+        })?;
         let mut steps = Vec::with_capacity(manifest.steps().len());
         for (index, step) in manifest.steps().iter().enumerate() {
             let step_type = step.step_type();
@@ -135,7 +152,23 @@ impl Plan {
                 actions,
             });
         }
-        Ok(Plan { steps, defaults })
+        Ok(Plan {
+            steps,
+            defaults,
+            disk,
+        })
+    }
+}
+
+/// What the base's disk has to grow to, if anything.
+fn disk(manifest: &Manifest, base: &Base) -> Result<Option<MiB>, PlanError> {
+    match manifest.disk() {
+        Some(asked) if asked.bytes() < base.size_bytes() => Err(PlanError::DiskTooSmall {
+            asked,
+            base: base.name().clone(),
+            least: base.size_bytes().div_ceil(1 << 20),
+        }),
+        asked => Ok(asked.filter(|asked| asked.bytes() > base.size_bytes())),
     }
 }
 
@@ -145,7 +178,10 @@ fn plain_step(step: &Step, defaults: &mut Defaults) -> Vec<Action> {
         Step::AptInstall { .. } | Step::PipInstall { .. } => Vec::new(),
         Step::Run { commands } => commands.iter().map(|command| shell(command.as_str())).collect(),
         Step::Env { vars } => {
-            defaults.env.extend(vars.clone());
+            let vars = vars
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), value.clone()));
+            defaults.env.extend(vars);
             vec![Action::SetDefaults(defaults.clone())]
         }
         Step::Workdir { path } => {
@@ -166,11 +202,10 @@ fn plain_step(step: &Step, defaults: &mut Defaults) -> Vec<Action> {
 const APT_ENV: (&str, &str) = ("DEBIAN_FRONTEND", "noninteractive");
 /// A Debian base lets pip write to the system's packages only if it is told to; the image is ours to write.
 const PIP_ENV: (&str, &str) = ("PIP_BREAK_SYSTEM_PACKAGES", "1");
-/// Where apt's indexes and what it makes of them are while a build VM runs: in memory, in huge pages where the kernel
-/// has them, and so in no layer. On the disk they would be 45 MiB that every page of is dear to write.
-const APT_MEMORY: &str = "mkdir -p /run/spore-apt && \
-    { mount -t tmpfs -o mode=0755,huge=always spore-apt /run/spore-apt 2>/dev/null || \
-      mount -t tmpfs -o mode=0755 spore-apt /run/spore-apt; } && mkdir -p /run/spore-apt/lists/partial";
+/// Where apt's indexes and what it makes of them are while a build VM runs: in memory (`/run` is), in huge pages if
+/// that can be had, and so in no layer. On the disk they would be 45 MiB that every page of is dear to write.
+const APT_MEMORY: &str = "mkdir -p /run/spore-apt; \
+    mount -t tmpfs -o mode=0755,huge=always spore-apt /run/spore-apt 2>/dev/null; mkdir -p /run/spore-apt/lists/partial";
 const APT_OPTIONS: [&str; 9] = [
     "-oDir::State::lists=/run/spore-apt/lists",
     "-oDir::Cache::pkgcache=/run/spore-apt/pkgcache.bin",
@@ -197,7 +232,7 @@ fn apt_install(packages: &[AptPackage]) -> Vec<Action> {
     let names = packages.iter().map(AptPackage::as_str);
     let apt = || ["apt-get"].into_iter().chain(APT_OPTIONS);
     let install = ["install", "--yes", "--no-install-recommends", "--"];
-    let exec = |argv: Vec<&str>, label| exec(argv, vec![APT_ENV], label);
+    let exec = |argv: Vec<&str>, label| as_root(argv, vec![APT_ENV], label);
     vec![
         once(exec(vec!["/bin/sh", "-c", APT_MEMORY], "room for apt's indexes")),
         // Those of an earlier build may be weeks old, and are in no layer anyway.
@@ -223,27 +258,39 @@ fn pip_install(packages: &[PipRequirement]) -> Vec<Action> {
         .chain(options)
         .chain(requirements);
     vec![
-        exec(
+        as_root(
             ["/bin/sh", "-c", PIP_BOOTSTRAP],
             vec![APT_ENV],
             "find or install pip",
         ),
-        exec(install, vec![PIP_ENV], "pip install"),
+        as_root(install, vec![PIP_ENV], "pip install"),
     ]
 }
 
+/// As the image's user, as a RUN of a Dockerfile: who wants something else in a step names it there.
 fn shell(command: &str) -> Action {
-    exec(["/bin/sh", "-c", command], Vec::new(), &first_line(command))
+    exec(["/bin/sh", "-c", command], Vec::new(), None, &first_line(command))
+}
+
+/// Whoever an image's programs run as, packages are installed by root.
+fn as_root<'a>(
+    argv: impl IntoIterator<Item = &'a str>,
+    env: Vec<(&'static str, &'static str)>,
+    label: &str,
+) -> Action {
+    exec(argv, env, Some("root"), label)
 }
 
 fn exec<'a>(
     argv: impl IntoIterator<Item = &'a str>,
     env: Vec<(&'static str, &'static str)>,
+    user: Option<&'static str>,
     label: &str,
 ) -> Action {
     Action::Exec {
         argv: argv.into_iter().map(str::to_owned).collect(),
         env,
+        user,
         label: label.to_owned(),
         once: false,
     }
@@ -251,9 +298,16 @@ fn exec<'a>(
 
 fn once(action: Action) -> Action {
     match action {
-        Action::Exec { argv, env, label, .. } => Action::Exec {
+        Action::Exec {
             argv,
             env,
+            user,
+            label,
+            ..
+        } => Action::Exec {
+            argv,
+            env,
+            user,
             label,
             once: true,
         },
@@ -321,19 +375,28 @@ mod tests {
     use super::*;
     use crate::base::BaseStore;
     use crate::manifest::Limits;
-    use crate::memory::{HostMemory, MiB};
+    use crate::memory::HostMemory;
+
+    const CONFIG: &str = r#"{"env":["IMAGE=1","A=0"],"workingDir":"/srv","user":"app","cmd":["x"]}"#;
 
     fn plan_on(package_manager: &str, steps: &str) -> Result<Plan, PlanError> {
+        plan_with(package_manager, steps, "", 1)
+    }
+
+    fn plan_with(package_manager: &str, steps: &str, more: &str, disk: u64) -> Result<Plan, PlanError> {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("b");
         std::fs::create_dir(&base).unwrap();
-        std::fs::write(base.join("rootfs.ext4"), "x").unwrap();
-        let description = format!(r#"{{"formatVersion":1,"name":"b","packageManager":{package_manager}}}"#);
+        let rootfs = std::fs::File::create(base.join("rootfs.ext4")).unwrap();
+        rootfs.set_len(disk).unwrap();
+        let description = format!(
+            r#"{{"formatVersion":1,"name":"b","packageManager":{package_manager},"config":{CONFIG}}}"#
+        );
         std::fs::write(base.join("base.json"), description).unwrap();
         let limits = Limits {
             host_memory: HostMemory::new(MiB::new(8192)),
         };
-        let manifest = format!(r#"{{"base":"b","steps":{steps}}}"#);
+        let manifest = format!(r#"{{"base":"b","steps":{steps}{more}}}"#);
         let manifest = Manifest::parse(manifest.as_bytes(), &limits).unwrap();
         Plan::new(
             &manifest,
@@ -357,6 +420,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_its_bases_or_larger() {
+        const DISK: u64 = 4096 << 20;
+        let disk = |more| plan_with("null", "[]", more, DISK).map(|plan| plan.disk);
+        assert_eq!(disk(""), Ok(None));
+        assert_eq!(disk(r#","diskMB":4096"#), Ok(None));
+        assert_eq!(disk(r#","diskMB":4097"#), Ok(Some(MiB::new(4097))));
+        assert_eq!(
+            disk(r#","diskMB":4095"#).unwrap_err().to_string(),
+            "diskMB is 4095, and the disk of base `b` has 4096 MiB; it must be at least 4096"
+        );
+    }
+
+    #[test]
     fn defaults_add_up_and_each_step_states_them_whole() {
         let plan = plan_on(
             "null",
@@ -373,7 +449,15 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        assert_eq!(env, [("A", "1"), ("B", "2")]);
+        assert_eq!(
+            env,
+            [("A", "1"), ("B", "2"), ("IMAGE", "1")],
+            "the image's are below"
+        );
+        assert_eq!(
+            (last.user.as_deref(), &*last.command),
+            (Some("app"), &["x".to_owned()][..])
+        );
         assert_eq!(last.workdir.as_ref().unwrap().as_str(), "/w");
         assert!(matches!(&plan.steps[1].actions[0], Action::MakeDir { path, .. } if path.as_str() == "/w"));
     }
@@ -422,6 +506,26 @@ mod tests {
         let argvs = argvs(&plan);
         assert!(argvs[2].ends_with(&["--", "curl", "g++"]), "{argvs:?}");
         assert!(argvs[5].ends_with(&["--", "a[b]>=1"]), "{argvs:?}");
+    }
+
+    #[test]
+    fn packages_are_roots_business_and_commands_the_images_users() {
+        let plan = plan_on(
+            "\"apt\"",
+            r#"[{"type":"apt_install","args":{"packages":["curl"]}},{"type":"pip_install","args":{"packages":["flask"]}},
+                {"type":"run","args":{"commands":["c"]}}]"#,
+        )
+        .unwrap();
+        let users = plan
+            .steps
+            .iter()
+            .flat_map(|step| &step.actions)
+            .map(|action| match action {
+                Action::Exec { user, .. } => *user,
+                other => panic!("{other:?}"),
+            });
+        let root = Some("root");
+        assert_eq!(users.collect::<Vec<_>>(), [root, root, root, root, root, None]);
     }
 
     #[test]

@@ -71,7 +71,8 @@ fn missing_and_unknown_fields() {
         (
             r#"{"base":"b","steps":[],"builder_memory_mb":1}"#.into(),
             "builder_memory_mb is not a known field; \
-             known here: base, steps, name, builderMemoryMB, runtimeMemoryMB",
+             known here: base, steps, name, builderMemoryMB, runtimeMemoryMB, \
+             diskMB",
         ),
         (step(r#"{"args":{}}"#), "steps[0].type is missing"),
         (step(r#"{"type":"run"}"#), "steps[0].args is missing"),
@@ -293,6 +294,32 @@ fn names_variables_and_packages() {
     ] {
         let line = refusal(&manifest);
         assert!(line.starts_with(begins), "{line}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_a_whole_number_in_its_range() {
+    for found in [
+        "0",
+        "255",
+        "1048577",
+        "-1",
+        "1024.5",
+        "4294967552",
+        "\"1024\"",
+        "null",
+    ] {
+        assert_eq!(
+            refusal(&format!(r#"{{"base":"b","steps":[],"diskMB":{found}}}"#)),
+            format!("diskMB is {found}; it must be a whole number of MiB from 256 to 1048576")
+        );
+    }
+    for good in [256, 1 << 20] {
+        let text = format!(r#"{{"base":"b","steps":[],"diskMB":{good}}}"#);
+        let manifest = Manifest::parse(text.as_bytes(), &LIMITS()).unwrap();
+        assert_eq!(manifest.disk().unwrap().get(), good);
+        let hash = Manifest::parse(br#"{"base":"b","steps":[]}"#, &LIMITS()).unwrap();
+        assert_eq!(manifest.content_hash(), hash.content_hash());
     }
 }
 

@@ -227,11 +227,11 @@ fn another_format_version_is_refused_with_the_one_that_is_read() {
         error,
         StoreError::Checkpoint(CheckpointError::UnsupportedVersion {
             found: 9,
-            supported: 1,
+            supported: 2,
             ..
         })
     ));
-    assert!(error.to_string().contains("reads version 1"), "{error}");
+    assert!(error.to_string().contains("reads version 2"), "{error}");
     let list = setup.store.list_checkpoints().unwrap();
     assert_eq!(list.iter().filter(|(_, manifest)| manifest.is_ok()).count(), 1);
     assert_eq!(list.len(), 2);

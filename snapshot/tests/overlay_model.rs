@@ -32,6 +32,8 @@ enum Op {
     /// Flatten all layers but the lowest `n`, and lie on the result.
     Merge(usize),
     /// Lie on top as a larger disk.
+    LieLarger(usize),
+    /// Become larger (ephemeral), or be refused (durable).
     Grow(usize),
 }
 
@@ -56,6 +58,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Freeze),
         1 => Just(Op::Reopen),
         1 => (0..2usize).prop_map(Op::Merge),
+        1 => (1..200usize).prop_map(Op::LieLarger),
         1 => (1..200usize).prop_map(Op::Grow),
     ]
 }
@@ -209,6 +212,19 @@ impl Disk {
                 self.stack(lower);
             }
             Op::Grow(sectors) => {
+                let size = self.model.len() + sectors * 512;
+                let overlay = self.overlay.as_mut().unwrap();
+                let grown = overlay.grow(size as u64);
+                match self.durability {
+                    Durability::Ephemeral => {
+                        grown.unwrap();
+                        self.model.resize(size, 0);
+                    }
+                    Durability::Durable => assert!(grown.is_err()),
+                }
+                assert_eq!(overlay.len(), self.model.len() as u64);
+            }
+            Op::LieLarger(sectors) => {
                 let lower = self.seal();
                 self.model.resize(self.model.len() + sectors * 512, 0);
                 self.stack(lower);
@@ -333,6 +349,14 @@ fn what_is_outside_the_disk_is_refused() {
         assert!(Overlay::create(&path, size, Vec::new(), Durability::Ephemeral).is_err());
         assert!(!path.exists());
     }
+    assert!(
+        disk.grow(512)
+            .unwrap_err()
+            .to_string()
+            .contains("disks only grow")
+    );
+    assert!(disk.grow(9 << 40).is_err());
+    disk.grow(1024).unwrap();
     let lower = disk.seal().unwrap();
     let smaller = Overlay::create(&dir.path().join("s"), 512, vec![lower], Durability::Ephemeral);
     assert!(smaller.unwrap_err().to_string().contains("disks only grow"));

@@ -131,6 +131,17 @@ impl SharedOverlay {
         Ok(Stack { layers, size })
     }
 
+    /// Makes the disk `bytes` large. Its block device has to be told.
+    ///
+    /// # Errors
+    /// What the disk reports; it is as large as before then.
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        match self.lock().overlay.as_mut() {
+            Some(overlay) => overlay.grow(bytes),
+            None => Err(lost(Path::new("the overlay"))),
+        }
+    }
+
     /// Seals what was frozen. Returns the files that are layers now and were not before, bottom first.
     ///
     /// # Errors

@@ -94,6 +94,13 @@ pub enum Request {
     Sleep,
     /// Be this on your network, or nobody: the interface is taken down. Connections over it end.
     Network(Option<Network>),
+    /// The disk below the root file system has, or will have in a moment, this many bytes: see that the kernel knows,
+    /// and let the file system fill it, while it is in use. Answered with [`Reply::Disk`]; growing to what it is
+    /// already only looks.
+    GrowDisk {
+        /// Size of the disk.
+        bytes: u64,
+    },
 }
 
 /// What the agent answers.
@@ -130,6 +137,8 @@ pub enum Reply<'a> {
     Done,
     /// It was not done; the connection can be used on.
     Failed(Failure),
+    /// To [`Request::GrowDisk`].
+    Disk(DiskReport),
 }
 
 fn as_bytes<S: Serializer>(bytes: &&[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -187,6 +196,17 @@ pub struct MemoryReport {
     pub blocks: Option<MemoryBlocks>,
 }
 
+/// How large the root disk and the file system on it are, in the guest's own eyes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// The disk, as the kernel knows it.
+    pub disk_bytes: u64,
+    /// What the file system can hold (statfs): less than the disk by its own tables.
+    pub total_bytes: u64,
+    /// What of that is free.
+    pub free_bytes: u64,
+}
+
 /// `/sys/devices/system/memory`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryBlocks {
@@ -201,15 +221,19 @@ pub struct MemoryBlocks {
 /// A command to run.
 ///
 /// It runs in a session and process group of its own. Its environment is the agent's built-in
-/// one (`PATH`, `HOME`), then the [`ExecDefaults`], then `env`, later ones first.
+/// one (`PATH`, and the user's `HOME`), then the [`ExecDefaults`], then `env`, later ones first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The command and its arguments; a command without a slash is looked up in `PATH`.
+    /// The command and its arguments; a command without a slash is looked up in `PATH`. Empty: the image's own
+    /// ([`ExecDefaults::command`]).
     pub argv: Vec<String>,
     /// Variables to set over the defaults.
     pub env: BTreeMap<String, String>,
     /// Absolute path of the working directory; absent: the default one.
     pub cwd: Option<String>,
+    /// As whom: `user`, `uid`, `user:group`, `uid:gid`, by the guest's `/etc/passwd` and `/etc/group`; absent: the
+    /// default one.
+    pub user: Option<String>,
     /// Where its standard input comes from.
     pub stdin: StdinMode,
     /// Kill it after this many milliseconds.
@@ -306,12 +330,16 @@ pub enum EntryKind {
 
 /// What every exec starts from. Kept in the guest, in `/etc/spore/exec.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ExecDefaults {
     /// Variables set for every exec.
     pub env: BTreeMap<String, String>,
     /// Absolute path of the working directory; absent: `/`.
     pub workdir: Option<String>,
+    /// As whom, as [`ExecRequest::user`] has it; absent: root.
+    pub user: Option<String>,
+    /// What runs when a request names no command.
+    pub command: Vec<String>,
 }
 
 /// Whether PID 1 is the agent, and the one that is on the disk.

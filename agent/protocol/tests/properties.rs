@@ -21,26 +21,41 @@ fn request() -> impl Strategy<Value = Request> {
         prop::collection::vec(any::<String>(), 0..5),
         env(),
         any::<Option<String>>(),
+        any::<Option<String>>(),
         any::<bool>(),
         any::<Option<u64>>(),
     );
     prop_oneof![
         Just(Request::Ping),
         any::<bool>().prop_map(|count_blocks| Request::Memory { count_blocks }),
-        exec.prop_map(|(argv, env, cwd, piped, time_limit_ms)| {
+        exec.prop_map(|(argv, env, cwd, user, piped, time_limit_ms)| {
             let stdin = if piped { StdinMode::Piped } else { StdinMode::None };
             Request::Exec(ExecRequest {
                 argv,
                 env,
                 cwd,
+                user,
                 stdin,
                 time_limit_ms,
             })
         }),
         (any::<String>(), any::<Option<u32>>()).prop_map(|(path, mode)| Request::WriteFile { path, mode }),
         (any::<String>(), any::<bool>()).prop_map(|(path, recursive)| Request::Remove { path, recursive }),
-        (env(), any::<Option<String>>())
-            .prop_map(|(env, workdir)| Request::SetDefaults(ExecDefaults { env, workdir })),
+        (
+            env(),
+            any::<Option<String>>(),
+            any::<Option<String>>(),
+            prop::collection::vec(any::<String>(), 0..3)
+        )
+            .prop_map(|(env, workdir, user, command)| {
+                Request::SetDefaults(ExecDefaults {
+                    env,
+                    workdir,
+                    user,
+                    command,
+                })
+            }),
+        any::<u64>().prop_map(|bytes| Request::GrowDisk { bytes }),
         Just(Request::Integrity),
         prop::option::of(network()).prop_map(Request::Network),
     ]

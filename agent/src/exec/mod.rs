@@ -5,7 +5,9 @@ mod prepare;
 mod pump;
 mod session;
 mod spawn;
+mod user;
 
+use prepare::command;
 pub use prepare::prepare;
 pub use session::kill as kill_session;
 pub use spawn::{Stdio, spawn};
@@ -21,6 +23,7 @@ use crate::conversation::{Agent, Buffers, Conn};
 use crate::reaper::Exit;
 use pump::{Ended, Pipes, Pump};
 use spawn::SpawnError;
+use user::User;
 
 /// The host hung up or broke the protocol; there is nobody to tell.
 #[derive(Debug)]
@@ -51,11 +54,17 @@ pub fn run(
     buffers: &mut Buffers,
 ) -> Result<Result<ExecOutcome, Failure>, Gone> {
     let started = Instant::now();
-    let prepared = match prepare(request, &agent.defaults.for_exec()) {
+    let defaults = agent.defaults.for_exec();
+    let user = request.user.as_deref().or(defaults.user.as_deref());
+    let prepared = user
+        .map(user::resolve)
+        .transpose()
+        .and_then(|user| prepare(request, &defaults, user));
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => return Ok(Err(failure)),
     };
-    let (child_end, pipes) = match open_pipes(request.stdin) {
+    let (child_end, pipes) = match open_pipes(request.stdin, prepared.user.as_ref()) {
         Ok(pipes) => pipes,
         Err(error) => return Ok(Err(Failure::from_io("pipes for the command", &error))),
     };
@@ -65,13 +74,20 @@ pub fn run(
     drop(child_end);
     let child = match spawned {
         Ok(child) => child,
-        Err(SpawnError::Exec(error)) => return cannot_execute(request, &error, buffers),
+        Err(SpawnError::Exec(error)) => {
+            let name = command(request, &defaults).first().map_or("", String::as_str);
+            return cannot_execute(name, &error, buffers);
+        }
         Err(SpawnError::Chdir(error)) => {
             let cwd = prepared.cwd.as_deref().unwrap_or_default().to_string_lossy();
             return Ok(Err(Failure::from_io(
                 format!("working directory {cwd:?}"),
                 &error,
             )));
+        }
+        Err(SpawnError::User(error)) => {
+            let who = user.unwrap_or_default();
+            return Ok(Err(Failure::from_io(format!("become user {who:?}"), &error)));
         }
         Err(SpawnError::Clone(error)) => return Ok(Err(Failure::from_io("new process", &error))),
     };
@@ -95,11 +111,10 @@ pub fn run(
 
 /// What a shell would say and return.
 fn cannot_execute(
-    request: &ExecRequest,
+    name: &str,
     error: &io::Error,
     buffers: &mut Buffers,
 ) -> Result<Result<ExecOutcome, Failure>, Gone> {
-    let name = request.argv.first().map_or("", String::as_str);
     let (code, reason) = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) if name.contains('/') => (127, "no such file".to_owned()),
         Some(libc::ENOENT | libc::ENOTDIR) => (127, "command not found".to_owned()),
@@ -130,7 +145,7 @@ fn status_of(exit: Exit) -> ExitStatus {
     }
 }
 
-fn open_pipes(stdin: StdinMode) -> io::Result<(Stdio, Pipes)> {
+fn open_pipes(stdin: StdinMode, user: Option<&User>) -> io::Result<(Stdio, Pipes)> {
     let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
     let (child_stdin, stdin) = match stdin {
@@ -145,6 +160,14 @@ fn open_pipes(stdin: StdinMode) -> io::Result<(Stdio, Pipes)> {
             (child_stdin, Some(stdin))
         }
     };
+    // Who opens /dev/stdout opens the pipe anew, and may do so only as its owner.
+    if let Some(user) = user {
+        let uid = Some(rustix::fs::Uid::from_raw(user.uid));
+        let piped = stdin.is_some().then_some(&child_stdin);
+        for end in [&child_stdout, &child_stderr].into_iter().chain(piped) {
+            rustix::fs::fchown(end, uid, None)?;
+        }
+    }
     Ok((
         Stdio {
             stdin: child_stdin,

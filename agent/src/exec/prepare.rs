@@ -5,11 +5,12 @@ use std::ffi::CString;
 
 use spore_protocol::{ExecDefaults, ExecRequest, Failure, FailureKind};
 
+use super::user::User;
 use crate::defaults::{check_env, check_workdir};
 
 /// Where commands are looked up, unless the defaults or the request say otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The home directory, unless the defaults or the request say otherwise.
+/// The home directory of a command that runs as the agent, unless the defaults or the request say otherwise.
 const HOME: &str = "/root";
 
 /// The longest single string the kernel takes (`MAX_ARG_STRLEN`, with its NUL).
@@ -28,21 +29,32 @@ pub struct Prepared {
     pub envp: Vec<CString>,
     /// Working directory; absent: the agent's own, which is `/`.
     pub cwd: Option<CString>,
+    /// As whom; absent: as the agent.
+    pub user: Option<User>,
 }
 
-/// Checks a request and puts it over the defaults.
-pub fn prepare(request: &ExecRequest, defaults: &ExecDefaults) -> Result<Prepared, Failure> {
-    let Some(name) = request.argv.first().filter(|name| !name.is_empty()) else {
-        return Err(invalid("argv is empty"));
+/// Checks a request and puts it over the defaults. Who `user` is has been found out already.
+pub fn prepare(
+    request: &ExecRequest,
+    defaults: &ExecDefaults,
+    user: Option<User>,
+) -> Result<Prepared, Failure> {
+    let argv = command(request, defaults);
+    let Some(name) = argv.first() else {
+        return Err(invalid("argv is empty, and the image has no command of its own"));
     };
+    if name.is_empty() {
+        return Err(invalid("the command is an empty string"));
+    }
     check_env(&request.env)?;
-    let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", HOME)]);
+    let home = user.as_ref().map_or(HOME, |user| &user.home);
+    let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home)]);
     for (key, value) in defaults.env.iter().chain(&request.env) {
         env.insert(key, value);
     }
     let path = env.get("PATH").copied().unwrap_or(PATH);
     let candidates = candidates(name, path)?;
-    let argv = strings("argument", request.argv.iter().cloned())?;
+    let argv = strings("argument", argv.iter().cloned())?;
     let envp = strings(
         "environment variable",
         env.iter().map(|(key, value)| format!("{key}={value}")),
@@ -73,7 +85,16 @@ pub fn prepare(request: &ExecRequest, defaults: &ExecDefaults) -> Result<Prepare
         argv,
         envp,
         cwd,
+        user,
     })
+}
+
+/// What a request runs: what it names, or the image's own.
+pub fn command<'a>(request: &'a ExecRequest, defaults: &'a ExecDefaults) -> &'a [String] {
+    match request.argv.is_empty() {
+        true => &defaults.command,
+        false => &request.argv,
+    }
 }
 
 fn candidates(name: &str, path: &str) -> Result<Vec<CString>, Failure> {
@@ -128,12 +149,13 @@ mod tests {
         let defaults = ExecDefaults {
             env: env(&[("A", "1"), ("B", "1"), ("HOME", "/h")]),
             workdir: Some("/w".into()),
+            ..ExecDefaults::default()
         };
         let request = ExecRequest {
             env: env(&[("B", "2")]),
             ..ExecRequest::new(["x"])
         };
-        let prepared = prepare(&request, &defaults).unwrap();
+        let prepared = prepare(&request, &defaults, None).unwrap();
         assert_eq!(
             text(&prepared.envp),
             ["A=1", "B=2", "HOME=/h", &format!("PATH={PATH}")]
@@ -143,7 +165,40 @@ mod tests {
             cwd: Some("/".into()),
             ..ExecRequest::new(["x"])
         };
-        assert_eq!(prepare(&request, &defaults).unwrap().cwd, None);
+        assert_eq!(prepare(&request, &defaults, None).unwrap().cwd, None);
+    }
+
+    #[test]
+    fn a_users_home_is_known_unless_somebody_says_another() {
+        let user = || {
+            Some(User {
+                uid: 1,
+                gid: 1,
+                groups: vec![1],
+                home: "/home/u".into(),
+            })
+        };
+        let prepared = prepare(&ExecRequest::new(["x"]), &ExecDefaults::default(), user()).unwrap();
+        assert_eq!(text(&prepared.envp)[0], "HOME=/home/u");
+        assert_eq!(prepared.user, user());
+        let defaults = ExecDefaults {
+            env: env(&[("HOME", "/h")]),
+            ..ExecDefaults::default()
+        };
+        let prepared = prepare(&ExecRequest::new(["x"]), &defaults, user()).unwrap();
+        assert_eq!(text(&prepared.envp)[0], "HOME=/h");
+    }
+
+    #[test]
+    fn without_a_command_the_images_own_runs() {
+        let defaults = ExecDefaults {
+            command: vec!["/entry".into(), "-a".into()],
+            ..ExecDefaults::default()
+        };
+        let prepared = prepare(&ExecRequest::default(), &defaults, None).unwrap();
+        assert_eq!(text(&prepared.argv), ["/entry", "-a"]);
+        let prepared = prepare(&ExecRequest::new(["x"]), &defaults, None).unwrap();
+        assert_eq!(text(&prepared.argv), ["x"]);
     }
 
     #[test]
@@ -152,15 +207,19 @@ mod tests {
             env: env(&[("PATH", "/a::/b")]),
             ..ExecRequest::new(["x"])
         };
-        let prepared = prepare(&request, &ExecDefaults::default()).unwrap();
+        let prepared = prepare(&request, &ExecDefaults::default(), None).unwrap();
         assert_eq!(text(&prepared.candidates), ["/a/x", "./x", "/b/x"]);
-        let prepared = prepare(&ExecRequest::new(["./x", "y"]), &ExecDefaults::default()).unwrap();
+        let prepared = prepare(&ExecRequest::new(["./x", "y"]), &ExecDefaults::default(), None).unwrap();
         assert_eq!(text(&prepared.candidates), ["./x"]);
     }
 
     #[test]
     fn nonsense_is_refused_before_anything_runs() {
-        let kind = |request| prepare(&request, &ExecDefaults::default()).unwrap_err().kind;
+        let kind = |request| {
+            prepare(&request, &ExecDefaults::default(), None)
+                .unwrap_err()
+                .kind
+        };
         let plain = ExecRequest::new(["x"]);
         assert_eq!(kind(ExecRequest::default()), FailureKind::InvalidArgument);
         assert_eq!(kind(ExecRequest::new([""])), FailureKind::InvalidArgument);

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::prepare::Prepared;
+use super::user::User;
 
 /// The child's stack, in units of the alignment the ABI wants: 16 KiB, for a few system calls.
 const STACK_UNITS: usize = 1024;
@@ -34,6 +35,8 @@ pub struct Stdio {
 pub enum SpawnError {
     /// There is no new process.
     Clone(io::Error),
+    /// It cannot become its user.
+    User(io::Error),
     /// It cannot enter its working directory.
     Chdir(io::Error),
     /// No candidate can be executed; the error is of the one that came closest.
@@ -44,7 +47,7 @@ impl SpawnError {
     /// The cause.
     pub fn into_io(self) -> io::Error {
         match self {
-            Self::Clone(error) | Self::Chdir(error) | Self::Exec(error) => error,
+            Self::Clone(error) | Self::User(error) | Self::Chdir(error) | Self::Exec(error) => error,
         }
     }
 }
@@ -54,6 +57,7 @@ struct Plan<'a> {
     candidates: &'a [CString],
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
+    user: Option<&'a User>,
     cwd: Option<&'a CStr>,
     stdio: [RawFd; 3],
     failure: Option<(Step, i32)>,
@@ -61,6 +65,7 @@ struct Plan<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
+    User,
     Chdir,
     Exec,
 }
@@ -72,6 +77,7 @@ pub fn spawn(prepared: &Prepared, stdio: &Stdio) -> Result<i32, SpawnError> {
         candidates: &prepared.candidates,
         argv: pointers(&prepared.argv),
         envp: pointers(&prepared.envp),
+        user: prepared.user.as_ref(),
         cwd: prepared.cwd.as_deref(),
         stdio: [
             stdio.stdin.as_raw_fd(),
@@ -94,6 +100,7 @@ pub fn spawn(prepared: &Prepared, stdio: &Stdio) -> Result<i32, SpawnError> {
     }
     match plan.failure {
         None => Ok(pid),
+        Some((Step::User, errno)) => Err(SpawnError::User(io::Error::from_raw_os_error(errno))),
         Some((Step::Chdir, errno)) => Err(SpawnError::Chdir(io::Error::from_raw_os_error(errno))),
         Some((Step::Exec, errno)) => Err(SpawnError::Exec(io::Error::from_raw_os_error(errno))),
     }
@@ -131,6 +138,12 @@ unsafe fn become_command(plan: &Plan<'_>) -> (Step, i32) {
         }
         // The only signal action of ours that an exec would keep.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // Before the directory: one that only root may enter is not for it to be in.
+        if let Some(user) = plan.user
+            && let Some(errno) = become_user(user)
+        {
+            return (Step::User, errno);
+        }
         if let Some(cwd) = plan.cwd
             && libc::chdir(cwd.as_ptr()) != 0
         {
@@ -149,6 +162,24 @@ unsafe fn become_command(plan: &Plan<'_>) -> (Step, i32) {
             }
         }
         (Step::Exec, failure)
+    }
+}
+
+/// Drops to a user, for good; the error number if that fails. The last of the three can only be done once.
+///
+/// glibc's setuid and its kin would have every thread of this process do the same (nptl/nptl_setxid.c), and its threads
+/// are the agent's. The kernel's calls are for the calling one alone.
+///
+/// # Safety
+/// Only in the child of [`spawn`].
+unsafe fn become_user(user: &User) -> Option<i32> {
+    let (uid, gid) = (libc::c_long::from(user.uid), libc::c_long::from(user.gid));
+    // SAFETY: the array has that many ids and outlives the call; the others take integers.
+    unsafe {
+        let failed = libc::syscall(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr()) != 0
+            || libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
+            || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0;
+        failed.then(errno)
     }
 }
 

@@ -57,7 +57,7 @@ impl Target {
             Some(name) => host.store().find_image(name)?,
             None => {
                 let manifest = manifest(wanted.memory_mb.unwrap_or(FLOOR_MB))?;
-                spore_builder::build(host, &manifest, &Options::default(), &mut BuildProgress::new())?.image
+                spore_builder::build(host, &manifest, &Options::offline(), &mut BuildProgress::new())?.image
             }
         };
         let floors = image.record.checkpoints.iter().map(|known| known.floor_mb);

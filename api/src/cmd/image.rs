@@ -82,6 +82,7 @@ fn as_json(image: &Image) -> serde_json::Value {
         "contentHash": record.content_hash,
         "baseDigest": record.base_digest.to_string(),
         "builderMemoryMB": record.builder_memory_mb,
+        "diskMB": record.disk_mb,
         "diskBytes": record.size_bytes,
         "createdUnixSeconds": record.created_unix_seconds,
         "checkpoints": record.checkpoints.iter().map(|checkpoint| json!({

@@ -9,9 +9,9 @@ use spore_builder::{Host, Plugged, Variant};
 use spore_network::Policy;
 use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
 use spore_snapshot::CheckpointId;
-use spore_snapshot::store::Image;
+use spore_snapshot::store::{Checkpoint, Image};
 use spore_vmm::clock::monotonic_ns;
-use spore_vmm::guest::{Agent, Granted, Guest, Someone};
+use spore_vmm::guest::{Agent, DiskGranted, Granted, Guest, Someone};
 use spore_vmm::machine::Identity;
 
 use super::{host, print_json};
@@ -49,6 +49,11 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
         let message = format!("--memory {asked}: an image's forks have at most {max_mb} MiB");
         return Err(Failure::refused("invalid_request", message));
     }
+    let has_mb = disk_mb(&checkpoint);
+    if let Some(asked) = args.disk.filter(|asked| *asked < has_mb) {
+        let message = format!("--disk {asked}: the image's disk has {has_mb} MiB, and disks only grow");
+        return Err(Failure::refused("invalid_request", message));
+    }
 
     let started = Instant::now();
     let asked_ns = monotonic_ns();
@@ -68,8 +73,22 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     agent.ping().map_err(|error| guest.explain(error))?;
     let ready = started.elapsed();
     let answered_ns = monotonic_ns();
+    if args.command.is_empty() {
+        let own = agent
+            .get_defaults()
+            .map_err(|error| guest.explain(error))?
+            .command;
+        if own.is_empty() {
+            let message = "which command? The image has none of its own: spore run IMAGE -- COMMAND";
+            return Err(Failure::refused("invalid_request", message.to_owned()));
+        }
+    }
     let floor = checkpoint.manifest.floor_mb;
     let granted = guest.resize(&mut agent, args.memory.unwrap_or(floor))?;
+    let disk = match args.disk.filter(|asked| *asked > has_mb) {
+        Some(asked) => Some(guest.grow_disk(&mut agent, asked)?),
+        None => None,
+    };
     if args.trace {
         let timeline = Timeline::new(asked_ns, guest.trace(), &[("agent answers", answered_ns)]);
         timeline
@@ -79,9 +98,15 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     }
     if global.verbose > 0 {
         say_times(&guest, ready, &granted);
+        if let Some(disk) = &disk {
+            ui::tell(format_args!(
+                "disk: {} MiB, of which files can have {} and {} are free, in {} ms",
+                disk.disk_mb, disk.total_mb, disk.free_mb, disk.took_ms
+            ));
+        }
     }
     if global.json {
-        return run_for_program(args, &mut guest, &mut agent, ready, &granted);
+        return run_for_program(args, &mut guest, &mut agent, ready, (&granted, disk));
     }
     let outcome = exec(args, &mut agent, &mut |stream, bytes| match stream {
         OutputStream::Stdout => {
@@ -101,6 +126,12 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
         ui::tell(format_args!("spore: the command was killed at its time limit"));
     }
     Ok(ExitCode::from(exit_code(outcome.status)))
+}
+
+/// The size of the disk in a checkpoint, in MiB.
+fn disk_mb(checkpoint: &Checkpoint) -> u64 {
+    let disks = checkpoint.disks.iter();
+    disks.map(|disk| disk.virtual_size.div_ceil(1 << 20)).sum()
 }
 
 /// The checkpoint to fork: the largest floor that is not above what is asked, else the smallest.
@@ -148,6 +179,7 @@ fn exec(
     let mut request = ExecRequest::new(&args.command);
     request.env = args.env.iter().cloned().collect();
     request.cwd.clone_from(&args.workdir);
+    request.user.clone_from(&args.user);
     request.time_limit_ms = args.timeout.map(|seconds| seconds * 1000);
     if args.interactive {
         request.stdin = StdinMode::Piped;
@@ -158,7 +190,13 @@ fn exec(
 fn explain(guest: &mut Guest, args: &Run, error: ClientError) -> Failure {
     match error {
         // The agent refused the request itself: what was asked is wrong, not the guest.
-        ClientError::Refused(refused) => Failure::internal(format!("{}: {refused}", args.command.join(" "))),
+        ClientError::Refused(refused) => {
+            let command = match &args.command[..] {
+                [] => "the image's command".to_owned(),
+                words => words.join(" "),
+            };
+            Failure::internal(format!("{command}: {refused}"))
+        }
         error => guest.explain(error).into(),
     }
 }
@@ -192,7 +230,7 @@ fn run_for_program(
     guest: &mut Guest,
     agent: &mut Agent,
     ready: Duration,
-    granted: &Granted,
+    (granted, disk): (&Granted, Option<DiskGranted>),
 ) -> Result<ExitCode, Failure> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let outcome = exec(args, agent, &mut |stream, bytes| {
@@ -212,6 +250,7 @@ fn run_for_program(
         "stdout": String::from_utf8_lossy(&stdout),
         "stderr": String::from_utf8_lossy(&stderr),
         "memory": granted,
+        "disk": disk,
         "timesMs": {
             "released": millis(times.released),
             "woke": times.woke.map(millis),

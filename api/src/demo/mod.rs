@@ -76,7 +76,7 @@ pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Re
     let built = spore_builder::build(
         &host,
         recipe.manifest(),
-        &Options::default(),
+        &Options::offline(),
         &mut BuildProgress::new(),
     )?;
     (report.build, report.finalize) = describe(&recipe, &built);
@@ -107,7 +107,7 @@ fn starve(host: &Host, recipe: &Recipe) -> Result<OomReport, DemoError> {
     let (as_expected, error) = match spore_builder::build(
         host,
         recipe.manifest(),
-        &Options::default(),
+        &Options::offline(),
         &mut BuildProgress::new(),
     ) {
         Err(error @ BuildError::OutOfMemory { .. }) => {

@@ -37,6 +37,7 @@ pub struct Base {
     package_manager: Option<PackageManager>,
     config: ImageConfig,
     disk_bytes: u64,
+    size_bytes: u64,
     built: SystemTime,
     /// None where nothing can be locked, as in a cache that only others write to.
     _in_use: Option<Arc<File>>,
@@ -72,6 +73,11 @@ impl Base {
     /// What the file system takes on the host's disk, in bytes.
     pub fn disk_bytes(&self) -> u64 {
         self.disk_bytes
+    }
+
+    /// The size of the disk it is, in bytes, holes and all.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     /// When it was built or imported.
@@ -156,6 +162,7 @@ impl BaseStore {
                 package_manager: description.package_manager,
                 config: description.config,
                 disk_bytes: metadata.blocks() * 512,
+                size_bytes: metadata.len(),
                 built: published(&directory.join("base.json")),
                 _in_use: in_use.map(Arc::new),
             }),

@@ -6,6 +6,7 @@ use spore_snapshot::store::{Store, StoreError};
 
 use crate::hash::{BaseDigest, LayerKey, layer_keys};
 use crate::manifest::Manifest;
+use crate::memory::MiB;
 
 /// How much of a build is known.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +19,8 @@ pub(super) struct Known {
     pub layers: Vec<Digest>,
 }
 
-/// Looks for the longest beginning of `manifest` that is known; for none if `ignore` says so.
+/// Looks for the longest beginning of `manifest` that is known, on the disk `base` grown to `disk` if it is to be; for
+/// none if `ignore` says so.
 ///
 /// # Errors
 /// When the store cannot be read.
@@ -26,9 +28,10 @@ pub(super) fn look(
     store: &Store,
     manifest: &Manifest,
     base: Digest,
+    disk: Option<MiB>,
     ignore: bool,
 ) -> Result<Known, StoreError> {
-    let keys = layer_keys(&BaseDigest::from_bytes(*base.as_bytes()), manifest.step_digests());
+    let keys = layer_keys(&from_store(base, disk), manifest.step_digests());
     let keys: Vec<Digest> = keys.iter().map(in_store).collect();
     let mut known = Known {
         keys,
@@ -48,6 +51,12 @@ pub(super) fn look(
         }
     }
     Ok(known)
+}
+
+/// What the disk that a build starts from is called: the base's, grown if it is to be.
+pub(super) fn from_store(base: Digest, disk: Option<MiB>) -> BaseDigest {
+    let base = BaseDigest::from_bytes(*base.as_bytes());
+    disk.map_or(base, |disk| base.grown(disk))
 }
 
 fn in_store(key: &LayerKey) -> Digest {

@@ -16,6 +16,7 @@ use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::hash::ContentHash;
 use crate::host::Host;
+use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
 
 /// Free page reporting runs two seconds after pages are freed (mm/page_reporting.c).
@@ -29,6 +30,8 @@ pub(super) struct Finalize<'a> {
     /// Of the host's kernel.
     pub kernel: Digest,
     pub content: &'a ContentHash,
+    /// What the disk is grown to, where the steps did not do that: there were none.
+    pub disk: Option<MiB>,
     pub cancel: &'a Cancel,
 }
 
@@ -74,6 +77,9 @@ impl Finalize<'_> {
             .map_err(not_booting)?;
         let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
         check(&integrity)?;
+        if let Some(disk) = self.disk {
+            guest.grow_disk(&mut agent, u64::from(disk.get()))?;
+        }
         agent.settle().map_err(|error| guest.explain(error))?;
         warm_up(&mut guest, &mut agent)?;
         drop(agent);

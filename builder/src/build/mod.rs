@@ -21,9 +21,10 @@ use self::steps::Phase;
 use crate::base::Base;
 use crate::cancel::Cancel;
 use crate::error::BuildError;
-use crate::hash::{BaseDigest, cache_key};
+use crate::hash::cache_key;
 use crate::host::Host;
 use crate::manifest::Manifest;
+use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
 use crate::options::Options;
 use crate::plan::Plan;
@@ -105,10 +106,8 @@ fn build_or_find(
         ..
     } = *phase;
     let base_digest = host.store().import_raw(base.rootfs())?;
-    let key = cache_key(
-        &manifest.content_hash(),
-        &BaseDigest::from_bytes(*base_digest.as_bytes()),
-    );
+    let disk = phase.plan.disk;
+    let key = cache_key(&manifest.content_hash(), &cache::from_store(base_digest, disk));
     let id: ImageId = key.to_string()[..ID_DIGITS]
         .parse()
         .map_err(BuildError::internal)?;
@@ -145,6 +144,7 @@ fn build_or_find(
                 created_unix_seconds: now(),
                 size_bytes: layer_bytes(host, &layers)?,
                 builder_memory_mb: manifest.builder_memory().get(),
+                disk_mb: disk.map(MiB::get),
                 annotations: BTreeMap::new(),
             };
             (layers, Some((record, took)))
@@ -167,6 +167,7 @@ fn build_or_find(
                 host,
                 kernel,
                 content: &content,
+                disk,
                 cancel: &options.cancel,
             };
             let checkpoint = phase.run(&layers, variant, observer)?;
@@ -232,6 +233,7 @@ pub fn variant(
         host,
         kernel,
         content: &content,
+        disk: image.record.disk_mb.map(MiB::new),
         cancel: &Cancel::default(),
     };
     let checkpoint = phase.run(&image.record.disk_layers, variant, observer)?;
@@ -332,7 +334,7 @@ impl BuildLock {
 mod tests {
     use super::*;
     use crate::manifest::Limits;
-    use crate::memory::{HostMemory, MiB};
+    use crate::memory::HostMemory;
     use crate::observe::Silent;
 
     fn checkpoint(floor_mb: u32, digit: char) -> ImageCheckpoint {
@@ -355,6 +357,7 @@ mod tests {
             created_unix_seconds: 0,
             size_bytes: 0,
             builder_memory_mb: 512,
+            disk_mb: None,
             annotations: BTreeMap::new(),
         };
         put(&mut record, checkpoint(256, 'c'));

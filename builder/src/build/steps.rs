@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use spore_network::Policy;
-use spore_protocol::{ClientError, ExecDefaults, ExecRequest, ExitStatus};
+use spore_protocol::{ClientError, ExecRequest, ExitStatus};
 use spore_snapshot::Digest;
 use spore_snapshot::store::StepEntry;
 use spore_vmm::exit::Ended;
@@ -19,7 +19,7 @@ use crate::manifest::StepType;
 use crate::memory::MiB;
 use crate::observe::{BuildEvent, Observer};
 use crate::options::{BuildNetwork, Options};
-use crate::plan::{Action, Defaults, Plan, PlannedStep};
+use crate::plan::{Action, Plan, PlannedStep};
 use crate::plugged::Plugged;
 
 /// How long a booting guest may take to its agent, with a second a GiB for page structures on top.
@@ -46,7 +46,7 @@ impl Phase<'_> {
     /// Runs the steps whose disk is not known and returns the layers of the finished disk, bottom first.
     pub(super) fn run(&self, base: Digest, observer: &mut dyn Observer) -> Result<Vec<Digest>, BuildError> {
         let (store, steps) = (self.host.store(), &self.plan.steps);
-        let known = cache::look(store, self.manifest, base, self.options.no_cache)?;
+        let known = cache::look(store, self.manifest, base, self.plan.disk, self.options.no_cache)?;
         for (step, planned) in steps.iter().enumerate().take(known.steps) {
             observer.event(BuildEvent::StepCached {
                 step,
@@ -122,6 +122,9 @@ impl Phase<'_> {
             agent
                 .set_network(Some(network))
                 .map_err(|error| guest.explain(error))?;
+        }
+        if let Some(disk) = self.plan.disk {
+            guest.grow_disk(&mut agent, u64::from(disk.get()))?;
         }
         observer.event(BuildEvent::Booted {
             took: started.elapsed(),
@@ -199,10 +202,11 @@ impl Runner<'_> {
             Action::Exec {
                 argv,
                 env,
+                user,
                 label,
                 once,
             } => {
-                self.exec(argv, env, label)?;
+                self.exec(argv, env, *user, label)?;
                 if *once {
                     self.done_once.insert(argv.clone());
                 }
@@ -213,7 +217,7 @@ impl Runner<'_> {
                 .write_file(path.as_str(), Some(mode.bits()), &mut content.bytes())
                 .map(drop),
             Action::MakeDir { path, mode } => self.agent.make_dir(path.as_str(), Some(mode.bits())),
-            Action::SetDefaults(defaults) => self.agent.set_defaults(&exec_defaults(defaults)),
+            Action::SetDefaults(defaults) => self.agent.set_defaults(&defaults.to_agent()),
         };
         match result {
             Ok(()) => Ok(()),
@@ -222,8 +226,15 @@ impl Runner<'_> {
         }
     }
 
-    fn exec(&mut self, argv: &[String], env: &[(&str, &str)], label: &str) -> Result<(), BuildError> {
+    fn exec(
+        &mut self,
+        argv: &[String],
+        env: &[(&str, &str)],
+        user: Option<&str>,
+        label: &str,
+    ) -> Result<(), BuildError> {
         let mut request = ExecRequest::new(argv);
+        request.user = user.map(str::to_owned);
         request.env = env
             .iter()
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
@@ -314,17 +325,6 @@ fn victim_mb(console: &str) -> Option<u64> {
     let (_, after) = console.rsplit_once("anon-rss:")?;
     let digits = after.split_once("kB")?.0;
     digits.parse::<u64>().ok().map(|kib| kib >> 10)
-}
-
-fn exec_defaults(defaults: &Defaults) -> ExecDefaults {
-    ExecDefaults {
-        env: defaults
-            .env
-            .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), value.clone()))
-            .collect(),
-        workdir: defaults.workdir.as_ref().map(|path| path.as_str().to_owned()),
-    }
 }
 
 /// The end of a step's output.

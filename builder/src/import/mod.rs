@@ -28,6 +28,7 @@ pub use error::ImportError;
 pub use source::Source;
 
 use crate::base::{Base, BaseStore, FORMAT_VERSION, ImageConfig, MAX_DESCRIPTION};
+use crate::defaults::Defaults;
 use crate::manifest::BaseName;
 use disk::Format;
 use layer::Counts;
@@ -91,13 +92,19 @@ pub fn import(
     let agent_bytes = fs::read(agent).map_err(ImportError::file(agent))?;
     let agent_digest = sha256(&agent_bytes);
     let inputs = format!(
-        "import 1\n{}\n{agent_digest}\n{}\n",
+        "import 2\n{}\n{agent_digest}\n{}\n",
         found.config_digest, limits.disk_mib
     );
     let inputs = sha256(inputs.as_bytes());
     let directory = store.directory();
     let result = format!("{name}-{}", &inputs[..16]);
     let _building = store.building(name).map_err(ImportError::file(directory))?;
+
+    let defaults = found.config.config().as_ref().map(started).unwrap_or_default();
+    let defaults = Defaults::of(&defaults).map_err(|error| ImportError::Image {
+        what: "configuration".to_owned(),
+        problem: format!("cannot be kept: {error}"),
+    })?;
 
     let work = tempfile::Builder::new()
         .prefix(&format!(".{name}."))
@@ -116,6 +123,7 @@ pub fn import(
         &mut tree,
         &contents,
         &agent_bytes,
+        &defaults,
         &mut counts,
         found.layers.len(),
     )?;
@@ -188,11 +196,12 @@ fn unpacked(file: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     })
 }
 
-/// Puts in what a base must have: the agent as `/sbin/init`, and the directories it mounts on.
+/// Puts in what a base must have: the agent as `/sbin/init`, the directories it mounts on, and what programs start with.
 fn furnish(
     tree: &mut Tree,
     contents: &Path,
     agent: &[u8],
+    defaults: &Defaults,
     counts: &mut Counts,
     layer: usize,
 ) -> Result<(), ImportError> {
@@ -219,6 +228,12 @@ fn furnish(
     ] {
         tree.directory(path, mode, layer).map_err(wrong)?;
     }
+    if let Some(workdir) = &defaults.workdir {
+        tree.directory(workdir.as_str(), 0o755, layer).map_err(wrong)?;
+    }
+    let kept = serde_json::to_vec_pretty(&defaults.to_agent()).map_err(|error| wrong(error.to_string()))?;
+    let directory = tree.directory("/etc/spore", 0o755, layer).map_err(wrong)?;
+    tree.replace(directory, "exec.json", file(&kept, 0o644)?, layer);
     let directory = tree.directory("/usr/lib/spore", 0o755, layer).map_err(wrong)?;
     tree.replace(directory, "agent", file(agent, 0o755)?, layer);
     let directory = tree.directory("/sbin", 0o755, layer).map_err(wrong)?;

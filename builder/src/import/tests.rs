@@ -445,6 +445,14 @@ fn an_image_becomes_a_base_with_owners_modes_links_and_attributes() {
         cmd: vec!["-y".to_owned()],
     };
     assert_eq!(base.config(), &expected);
+    let kept: spore_protocol::ExecDefaults =
+        serde_json::from_str(&debugfs(base, "cat /etc/spore/exec.json")).unwrap();
+    assert_eq!((&*kept.env["A"], kept.workdir.as_deref()), ("b", Some("/srv")));
+    assert_eq!(
+        (kept.user.as_deref(), kept.command),
+        (Some("app"), vec!["/bin/x".to_owned(), "-y".to_owned()])
+    );
+    assert!(stat("/srv").contains("Type: directory"));
     // The same again is the same base, bit for bit, and nothing lies beside it.
     let digest = base.digest().unwrap();
     let first = fs::canonicalize(base.rootfs()).unwrap();

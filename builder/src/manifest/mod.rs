@@ -10,7 +10,7 @@
 //!   refused, so that one meaning has one spelling and equal manifests have equal hashes.
 //! - A `mode` is a string of octal digits. So no number occurs in what is hashed.
 //! - Lists may be empty; such a step does nothing (`add_dir` still makes its directory).
-//! - Memory is a JSON integer: `4096.0`, `4e3` and `"4096"` are refused.
+//! - Memory and disk are JSON integers: `4096.0`, `4e3` and `"4096"` are refused.
 //! - A directory's path may end with one slash; otherwise a path has one spelling.
 
 mod field;
@@ -27,7 +27,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::hash::{ContentHash, ContentHasher, StepDigest};
-use crate::memory::{DEFAULT_BUILDER_MEMORY, DEFAULT_RUNTIME_MEMORY, HostMemory, MemoryRange, MiB};
+use crate::memory::{
+    DEFAULT_BUILDER_MEMORY, DEFAULT_RUNTIME_MEMORY, HostMemory, MAX_DISK, MIN_DISK, MemoryRange, MiB,
+};
 
 use field::Field;
 use json::Json;
@@ -81,6 +83,7 @@ pub struct Manifest {
     name: Option<ImageName>,
     builder_memory: MiB,
     runtime_memory: MiB,
+    disk: Option<MiB>,
 }
 
 impl Manifest {
@@ -93,7 +96,14 @@ impl Manifest {
             return Err(Rule::TooLarge.at(&Field::ROOT));
         }
         let root = &Field::ROOT;
-        let known = &["base", "steps", "name", "builderMemoryMB", "runtimeMemoryMB"];
+        let known = &[
+            "base",
+            "steps",
+            "name",
+            "builderMemoryMB",
+            "runtimeMemoryMB",
+            "diskMB",
+        ];
         let mut object = Object::open(Json::parse(bytes)?, root, known)?;
 
         let base = parsed(object.required("base", root)?, &root.key("base"), BaseName::parse)?;
@@ -133,6 +143,10 @@ impl Manifest {
             MemoryRange::runtime(host),
             DEFAULT_RUNTIME_MEMORY,
         )?;
+        let disk = match object.optional("diskMB") {
+            None => None,
+            Some(json) => Some(parse_disk(&json).map_err(|rule| rule.at(&root.key("diskMB")))?),
+        };
 
         let content_hash = hasher.finish();
         Ok(Manifest {
@@ -143,6 +157,7 @@ impl Manifest {
             name,
             builder_memory,
             runtime_memory,
+            disk,
         })
     }
 
@@ -215,6 +230,11 @@ impl Manifest {
     pub fn runtime_memory(&self) -> MiB {
         self.runtime_memory
     }
+
+    /// `diskMB`, if it is given: the size of the image's disk. Else that is its base's.
+    pub fn disk(&self) -> Option<MiB> {
+        self.disk
+    }
 }
 
 /// A manifest in a file was not to be had.
@@ -250,6 +270,20 @@ fn parse_memory(json: &Json, range: MemoryRange) -> Result<MiB, Rule> {
         .ok_or_else(|| Rule::BadMemory {
             found: json.describe(),
             range,
+        })
+}
+
+fn parse_disk(json: &Json) -> Result<MiB, Rule> {
+    let number = match json {
+        Json::Number(number) => number.as_u64(),
+        _ => None,
+    };
+    number
+        .and_then(|mib| u32::try_from(mib).ok())
+        .map(MiB::new)
+        .filter(|mib| (MIN_DISK..=MAX_DISK).contains(mib))
+        .ok_or_else(|| Rule::BadDisk {
+            found: json.describe(),
         })
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::field::Field;
 use super::step::StepType;
-use crate::memory::MemoryRange;
+use crate::memory::{MAX_DISK, MIN_DISK, MemoryRange};
 
 /// A manifest was refused: which field, and which rule it broke. Prints as one line, whatever the manifest
 /// contained.
@@ -141,6 +141,12 @@ pub enum Rule {
         found: String,
         /// The range it has to be in.
         range: MemoryRange,
+    },
+    /// A disk's size that is not a whole number in its range.
+    #[error("is {found}; it must be a whole number of MiB from {MIN_DISK} to {MAX_DISK}")]
+    BadDisk {
+        /// The value given.
+        found: String,
     },
     /// The same file twice in one `add_dir`.
     #[error("is {found}, which an earlier file of this step has already")]

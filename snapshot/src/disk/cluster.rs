@@ -86,6 +86,15 @@ impl StateTable {
         &self.packed
     }
 
+    /// Makes it a table of `clusters` clusters, if that is more; the new ones are absent.
+    pub fn grow(&mut self, clusters: u64) {
+        if clusters > self.clusters {
+            self.packed
+                .resize(crate::files::to_usize(Self::packed_len(clusters)), 0);
+            self.clusters = clusters;
+        }
+    }
+
     /// The number of clusters.
     pub fn clusters(&self) -> u64 {
         self.clusters

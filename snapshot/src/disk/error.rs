@@ -92,6 +92,15 @@ pub enum DiskError {
         /// The version this build reads.
         supported: u32,
     },
+    /// A durable overlay was to grow.
+    #[error(
+        "{path} is a durable disk, which does not grow while it is written to; make a larger disk on top of it",
+        path = .path.display()
+    )]
+    DurableGrowth {
+        /// The overlay.
+        path: PathBuf,
+    },
     /// There was no layer to merge.
     #[error("nothing to merge: a merge takes at least one layer")]
     NothingToMerge,

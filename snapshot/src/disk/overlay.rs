@@ -304,6 +304,38 @@ impl Overlay {
         Ok(())
     }
 
+    /// Makes the disk `virtual_size` bytes large; what is new of it reads as zero. Its own size changes nothing.
+    ///
+    /// # Errors
+    /// When the size cannot be a disk's or is smaller than the disk's, or the file can't be extended; the disk is as
+    /// it was then. A durable overlay, whose file ends with a table that would be in the way, does not grow: lie on
+    /// top of it as a larger disk.
+    pub fn grow(&mut self, virtual_size: u64) -> Result<(), DiskError> {
+        let path = &self.own.path;
+        check_size(path, virtual_size)?;
+        if virtual_size < self.len() {
+            return Err(DiskError::Shrinks {
+                path: path.clone(),
+                lower: self.len(),
+                upper: virtual_size,
+            });
+        }
+        if virtual_size == self.len() {
+            return Ok(());
+        }
+        if self.durability == Durability::Durable {
+            return Err(DiskError::DurableGrowth { path: path.clone() });
+        }
+        let table_at = Footer::table_offset(virtual_size);
+        self.own
+            .file
+            .set_len(table_at)
+            .map_err(DiskError::write(path, 0, table_at))?;
+        self.states.grow(cluster_count(virtual_size));
+        self.own.virtual_size = virtual_size;
+        Ok(())
+    }
+
     /// Ends writing, at once: what was the overlay is now a layer, readable by any number of new overlays on
     /// top of it. Nothing is written; [`Layer::seal`] does that later. For a live fork: freeze, then give each
     /// side its own overlay over [`lower`](Overlay::lower) and this layer.

@@ -42,6 +42,9 @@ pub struct ImageRecord {
     /// Memory of the VM it was built in, in MiB.
     #[serde(rename = "builderMemoryMB")]
     pub builder_memory_mb: u32,
+    /// What its root disk was grown to, in MiB; absent where it has its base's size.
+    #[serde(rename = "diskMB", default, skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<u32>,
     /// Whatever else the builder wants to find again.
     pub annotations: BTreeMap<String, String>,
 }

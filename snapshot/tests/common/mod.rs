@@ -85,6 +85,7 @@ pub fn image(id: &str, base: Digest, layers: &[Digest]) -> ImageRecord {
         checkpoints: Vec::new(),
         created_unix_seconds: 1,
         size_bytes: 1,
+        disk_mb: None,
         builder_memory_mb: 4096,
         annotations: BTreeMap::new(),
     }

@@ -128,7 +128,7 @@ pub fn the_second_build_is_answered_from_the_store() {
     let mut events = Vec::new();
     let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
     let again =
-        spore_builder::build(&image.host, &proofs(FLOOR_MB), &Options::default(), &mut observer).unwrap();
+        spore_builder::build(&image.host, &proofs(FLOOR_MB), &Options::offline(), &mut observer).unwrap();
     assert_eq!((again.build, again.finalize), (None, None));
     assert_eq!(again.checkpoint, image.checkpoint());
     assert_eq!(events, ["DisksCached"]);
@@ -157,7 +157,7 @@ pub fn a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again
     assert_nothing_was_built(&host);
 
     // Or it is cancelled, as Ctrl-C does.
-    let options = Options::default();
+    let options = Options::offline();
     let mut canceller = On(|event: BuildEvent<'_>| {
         if let BuildEvent::Output(_) = event {
             options.cancel.cancel();
@@ -170,7 +170,7 @@ pub fn a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again
     let built = spore_builder::build(
         &host,
         &manifest,
-        &Options::default(),
+        &Options::offline(),
         &mut On(|_: BuildEvent<'_>| {}),
     )
     .unwrap();
@@ -220,7 +220,7 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
 
     let mut events = Vec::new();
     let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
-    let built = spore_builder::build(host, &manifest, &Options::default(), &mut observer).unwrap();
+    let built = spore_builder::build(host, &manifest, &Options::offline(), &mut observer).unwrap();
     assert!(built.build.is_none() && built.finalize.is_some());
     assert_eq!(events[0], "DisksCached");
     assert!(events[1].starts_with("Finalizing"), "{events:?}");
@@ -233,7 +233,7 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
     let again = spore_builder::build(
         host,
         &manifest,
-        &Options::default(),
+        &Options::offline(),
         &mut On(|_: BuildEvent<'_>| {}),
     )
     .unwrap();
@@ -243,7 +243,7 @@ pub fn a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_final
     let other = spore_builder::build(
         host,
         &proofs(FLOOR_MB),
-        &Options::default(),
+        &Options::offline(),
         &mut On(|_: BuildEvent<'_>| {}),
     )
     .unwrap();
@@ -290,7 +290,7 @@ pub fn a_step_that_fails_is_named_with_the_end_of_its_output() {
     let mut observer = On(|event: BuildEvent<'_>| events.push(format!("{event:?}")));
     let options = Options {
         step_limit: Duration::from_secs(1),
-        ..Options::default()
+        ..Options::offline()
     };
     let result = spore_builder::build(
         &host,

@@ -27,6 +27,8 @@ use spore_vmm::guest::CheckpointPlan;
 pub const BUILDER_MB: u32 = 512;
 /// Memory of its forks at rest, in MiB.
 pub const FLOOR_MB: u32 = 512;
+/// Its disk, in MiB: a little more than its base's, so that the build has to grow it.
+pub const DISK_MB: u64 = 4352;
 /// Its name.
 pub const NAME: &str = "proofs";
 
@@ -69,6 +71,7 @@ pub fn manifest(name: Option<&str>, builder_mb: u32, runtime_mb: u32, steps: &[V
     });
     if let Some(name) = name {
         json["name"] = name.into();
+        json["diskMB"] = DISK_MB.into();
     }
     Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap()
 }
@@ -119,7 +122,7 @@ fn build() -> Image {
         let built = spore_builder::build(
             &host,
             &manifest,
-            &Options::default(),
+            &Options::offline(),
             &mut On(|event: BuildEvent<'_>| match event {
                 BuildEvent::Output(bytes) => output.lock().unwrap().extend(bytes),
                 other => events.push(format!("{other:?}")),
@@ -213,7 +216,7 @@ pub fn checkpoint_of(sandbox: &mut Sandbox, store: &Store) -> CheckpointId {
 
 /// A build that must fail.
 pub fn fails(host: &Host, manifest: &Manifest, observer: &mut dyn Observer) -> BuildError {
-    match spore_builder::build(host, manifest, &Options::default(), observer) {
+    match spore_builder::build(host, manifest, &Options::offline(), observer) {
         Ok(built) => panic!("built {built:?}"),
         Err(error) => error,
     }

@@ -6,6 +6,7 @@ mod apart;
 mod builds;
 mod damage;
 mod death;
+mod disk;
 mod exec;
 mod fork_correctness;
 mod identity;
@@ -48,6 +49,10 @@ fn main() -> ExitCode {
             growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back,
             a_guest_grows_while_it_is_busy,
             a_request_outside_the_limits_is_clamped_to_the_floor_or_refused;
+        disk:
+            a_fork_can_have_a_larger_disk_and_its_forks_and_checkpoints_have_it_too,
+            a_smaller_disk_is_refused_and_one_of_the_same_size_is_there,
+            what_is_deleted_in_a_guest_is_given_back_on_the_host;
         restored:
             memory_comes_back_bit_for_bit,
             three_generations_keep_memory_and_disk_and_a_clean_file_system,

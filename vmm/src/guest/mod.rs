@@ -2,10 +2,11 @@
 //!
 //! [`Guest::cold_boot`] makes one, and so does a [`Template`] of a checkpoint, with a [`Shell`] in between or at
 //! once; [`Guest::live_fork`] makes more of one that runs. [`resize`](Guest::resize) grows and shrinks it,
-//! [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a guest ends its process and removes all it
+//! [`grow_disk`](Guest::grow_disk) its disk, [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a guest ends its process and removes all it
 //! had.
 
 mod checkpoint;
+mod grow_disk;
 mod launch;
 mod live_fork;
 mod resize;
@@ -23,6 +24,7 @@ use spore_snapshot::Digest;
 use spore_snapshot::store::{RunDir, Store, StoreError};
 
 pub use checkpoint::CheckpointPlan;
+pub use grow_disk::{DiskError, DiskGranted, MAX_DISK_MB};
 pub use launch::{ColdBoot, cmdline, default_max_mb};
 pub use live_fork::{LiveFork, SplitTimes};
 pub use resize::{Granted, ResizeError, Shortfall};
@@ -103,6 +105,9 @@ pub enum GuestError {
     /// Growing or shrinking.
     #[error(transparent)]
     Resize(#[from] ResizeError),
+    /// Growing the disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 fn because(why: &str) -> String {

@@ -346,6 +346,14 @@ impl VmHandle {
         self.done(&Request::RequestMemory(bytes))
     }
 
+    /// Makes the disk `bytes` large; the guest's driver is told.
+    ///
+    /// # Errors
+    /// [`VmError`]; refused if that is less than it has.
+    pub fn grow_disk(&mut self, bytes: u64) -> Result<(), VmError> {
+        self.done(&Request::GrowDisk(bytes))
+    }
+
     /// Sizes and times.
     ///
     /// # Errors

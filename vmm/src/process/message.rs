@@ -52,6 +52,9 @@ pub enum Request {
     SealDisk,
     /// Ask the guest to have this much memory beyond boot RAM, in bytes.
     RequestMemory(u64),
+    /// Make the disk this large, in bytes, and tell the guest's driver. Answered with [`Reply::Done`]; that its file
+    /// system fills it is the agent's doing.
+    GrowDisk(u64),
     /// Sizes and times.
     Stats,
     /// Tell (later, as [`Reply::Ended`]) when the VM ends by itself.
@@ -200,6 +203,8 @@ pub struct VmStats {
     pub requested_bytes: u64,
     /// What it has plugged, in bytes.
     pub plugged_bytes: u64,
+    /// Size of the root disk, in bytes.
+    pub disk_bytes: u64,
 }
 
 /// What a fork reported at its fork port. Times are monotonic nanoseconds.

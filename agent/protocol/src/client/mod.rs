@@ -12,7 +12,9 @@ pub use exec::{ExecEvent, ExecOutput, ExecWriter, OutputStream};
 use crate::CHUNK_BYTES;
 use crate::frame::{self, FrameBuf};
 use crate::hello::Hello;
-use crate::message::{ExecDefaults, HostFrame, Integrity, MemoryReport, Pong, Reply, Request, Status};
+use crate::message::{
+    DiskReport, ExecDefaults, HostFrame, Integrity, MemoryReport, Pong, Reply, Request, Status,
+};
 use crate::network::Network;
 
 /// A connection to the agent.
@@ -120,6 +122,17 @@ impl<S: Read + Write> AgentClient<S> {
     /// [`ClientError`]; refused by a guest without a network card, and by one that cannot be this.
     pub fn set_network(&mut self, network: Option<&Network>) -> Result<(), ClientError> {
         self.command(Request::Network(network.cloned()))
+    }
+
+    /// Lets the root file system fill a disk that has grown to `bytes`, and says how large both are then.
+    ///
+    /// # Errors
+    /// [`ClientError`]; refused if the kernel does not see the disk's new size, or the file system cannot grow.
+    pub fn grow_disk(&mut self, bytes: u64) -> Result<DiskReport, ClientError> {
+        self.ask(Request::GrowDisk { bytes }, |reply| match reply {
+            Reply::Disk(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        })
     }
 
     /// Writes everything dirty in the guest to its disks.

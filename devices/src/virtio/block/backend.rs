@@ -8,7 +8,8 @@ use std::ops::Range;
 /// Offsets and lengths are in bytes; the device passes multiples of 512 that lie within
 /// [`len`](Self::len). Calls block until done. An error is answered to the guest as VIRTIO_BLK_S_IOERR.
 pub trait BlockBackend: Send {
-    /// Size of the disk in bytes. It may not change while a device holds the backend.
+    /// Size of the disk in bytes. While a device holds the backend it may only become larger; the device
+    /// goes by it when it is told ([`Block::grow`](super::Block::grow)).
     fn len(&self) -> u64;
 
     /// Whether the disk has no bytes at all.

@@ -157,6 +157,20 @@ impl Block {
         Ok(std::mem::replace(&mut self.backend, backend))
     }
 
+    /// The backend has become larger, or is as it was: shows the driver its size from now on. The transport then has to
+    /// raise a configuration interrupt (virtio 1.2, 5.2.5.2).
+    ///
+    /// # Errors
+    /// [`CapacityMismatch`] if it has become smaller; the driver goes on seeing what it saw.
+    pub fn grow(&mut self) -> Result<(), CapacityMismatch> {
+        let (expected, found) = (self.disk.capacity, self.backend.len() / SECTOR);
+        if found < expected {
+            return Err(CapacityMismatch { expected, found });
+        }
+        self.disk.capacity = found;
+        Ok(())
+    }
+
     /// Requests the backend failed since the device was made, answered to the guest as errors.
     pub fn io_errors(&self) -> u64 {
         self.io_errors

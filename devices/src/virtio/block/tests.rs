@@ -511,6 +511,42 @@ fn a_disk_of_another_size_is_refused_and_the_old_one_kept() {
 }
 
 #[test]
+fn a_disk_that_grew_is_shown_and_told_and_can_be_written_to_its_new_end() {
+    let (probe, mut driver) = live();
+    let capacity = |driver: &mut Driver<Block>| driver.get(0x100);
+    let generation = driver.get(0xfc);
+    assert_eq!(status(&mut driver, 1, SECTORS, &[9; 512]), IOERR);
+    probe.with(|seen| seen.disk.resize(DISK + 512, 0));
+    assert_eq!(
+        status(&mut driver, 1, SECTORS, &[9; 512]),
+        IOERR,
+        "nobody told the device"
+    );
+    assert_eq!(capacity(&mut driver), u32::try_from(SECTORS).unwrap());
+
+    driver.transport.device_mut().grow().unwrap();
+    driver.transport.config_changed().unwrap();
+    assert_eq!(driver.get(0x60) & 2, 2, "a configuration interrupt");
+    assert_ne!(driver.get(0xfc), generation);
+    assert_eq!(capacity(&mut driver), u32::try_from(SECTORS).unwrap() + 1);
+    assert_eq!(status(&mut driver, 1, SECTORS, &[9; 512]), OK);
+    assert_eq!(probe.with(|seen| seen.disk[DISK]), 9);
+
+    let saved = driver.transport.device().save();
+    assert_eq!(saved.capacity_sectors, SECTORS + 1);
+    probe.with(|seen| seen.disk.truncate(DISK));
+    let shrunk = driver.transport.device_mut().grow();
+    assert_eq!(
+        shrunk,
+        Err(CapacityMismatch {
+            expected: SECTORS + 1,
+            found: SECTORS
+        })
+    );
+    assert_eq!(driver.transport.device().save(), saved);
+}
+
+#[test]
 fn a_new_overlay_takes_the_writes_from_then_on() {
     let (probe, mut driver) = live();
     let overlay = Probe(Arc::new(Mutex::new(Seen {

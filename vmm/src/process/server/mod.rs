@@ -156,6 +156,7 @@ impl Server {
             Request::FreezeDisk(next) => self.freeze_disk(&next),
             Request::SealDisk => self.seal_disk(),
             Request::RequestMemory(bytes) => self.request_memory(bytes),
+            Request::GrowDisk(bytes) => self.grow_disk(bytes),
             Request::Stats => self.stats(),
             // Handled by the caller.
             Request::AwaitEnd => Ok(Reply::Done),

@@ -170,6 +170,19 @@ impl Server {
         Ok(Reply::Done)
     }
 
+    pub(super) fn grow_disk(&mut self, bytes: u64) -> Result<Reply, Failure> {
+        let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Disk, error);
+        let disk = self.disk.as_ref();
+        let disk = disk.ok_or_else(|| refused(&"the machine has no disk"))?;
+        // The device's lock first, as the I/O thread takes them.
+        let mut root = lock(&self.devices()?.root);
+        disk.grow(bytes).map_err(|error| refused(&error))?;
+        root.device_mut().grow().map_err(|error| refused(&error))?;
+        root.config_changed()
+            .map_err(|error| failure(FailureKind::Host, error))?;
+        Ok(Reply::Done)
+    }
+
     pub(super) fn stats(&self) -> Result<Reply, Failure> {
         let layout = match &self.vm {
             Vm::Paused(machine) => machine.ram().layout(),
@@ -182,6 +195,7 @@ impl Server {
             region_bytes: layout.hotplug,
             requested_bytes: mem.device().requested_size(),
             plugged_bytes: mem.device().plugged_size(),
+            disk_bytes: self.disk.as_ref().map_or(0, SharedOverlay::bytes),
         }))
     }
 }
