@@ -75,10 +75,16 @@ fuzz: ## a short run of every fuzz target (SPORE_FUZZ_SECONDS each, 5; scripts/f
 guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and programs first
 	@if scripts/kvm-usable.sh; then \
 		$(MAKE) --no-print-directory kernel base build-dev; \
+		if scripts/registry-usable.sh; then \
+			$(MAKE) --no-print-directory base-debian; \
+		else \
+			printf '\n*** SKIPPED: no package registry: no base is made of it, and no guest installs packages.\n\n'; \
+		fi; \
 	else \
 		printf '\n*** SKIPPED: no usable KVM: no guest runs, and the guest kernel is not built.\n\n'; \
 	fi
-	SPORE_VM=$(target)/debug/spore-vm $(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
+	SPORE_VM=$(target)/debug/spore-vm env $$(! scripts/registry-usable.sh || echo SPORE_REGISTRY=1) \
+		$(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
 
 # The walk that guest-test has for a minute. SPORE_SOAK_SEED repeats one.
 soak: kernel base build-dev ## ten minutes of random forks, growth, checkpoints and kills against a model (SPORE_SOAK_SECONDS)

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::state::clock_from;
 use super::{Identity, Machine, MachineError, Shared, host, ioctl};
+use crate::clock::monotonic_ns;
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::{ForkPort, Report};
 use crate::io::IoLoop;
@@ -100,17 +101,20 @@ fn wait_readable(first: &EventFd, second: &EventFd, limit: Duration) -> bool {
 }
 
 impl Running {
-    /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest.
+    /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest. Says when, in
+    /// monotonic nanoseconds.
     ///
     /// # Errors
     /// [`MachineError`] when KVM does not take the clock.
-    pub fn release(&mut self) -> Result<(), MachineError> {
+    pub fn release(&mut self) -> Result<u64, MachineError> {
         if let Some(clock_ns) = self.clock_ns.take() {
             let clock = clock_from(clock_ns);
             self.shared.vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))?;
         }
+        // Before: once it is open, whoever waits for a processor may wait for the guest.
+        let released = monotonic_ns();
         self.shared.gate.open();
-        Ok(())
+        Ok(released)
     }
 
     /// Stops all threads and waits for them: nothing of the machine runs afterwards, every exit has

@@ -11,7 +11,7 @@ use spore_protocol::network::Network;
 use spore_snapshot::disk::Durability;
 
 use super::{Server, Vm, cannot, failure, from_machine};
-use crate::clock::{Trace, monotonic_ns};
+use crate::clock::Trace;
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
@@ -101,8 +101,7 @@ impl Server {
         connect(running.devices(), spec.identity.network.as_ref(), tap)?;
         running.write_mailbox(&spec.identity).map_err(from_machine)?;
         trace.mark("mailbox written");
-        running.release().map_err(from_machine)?;
-        let released_ns = monotonic_ns();
+        let released_ns = running.release().map_err(from_machine)?;
         let report = running.await_ready(Duration::from_millis(spec.limit_ms));
         let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
         Ok(Reply::Woke(Woke {
