@@ -277,7 +277,7 @@ pub fn a_step_that_fails_is_named_with_the_end_of_its_output() {
     );
     assert_eq!(error.code(), ErrorCode::BuildFailed);
     let text = error.to_string();
-    assert!(text.starts_with("steps[1] (seq 100 140"), "{text}");
+    assert!(text.starts_with("steps[1] (seq 100 240"), "{text}");
     for part in ["exit code 3", "\n  the cause", "\n  240"] {
         assert!(text.contains(part), "{part}: {text}");
     }

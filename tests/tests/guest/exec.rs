@@ -99,6 +99,43 @@ pub fn what_a_request_says_goes_before_the_images_defaults() {
     assert!(error.to_string().contains("/nowhere"), "{error}");
 }
 
+pub fn a_command_runs_as_who_is_asked_and_without_one_the_images_own_runs() {
+    let mut fork = image().fork();
+    let who = |user: &str| ExecRequest {
+        user: Some(user.to_owned()),
+        cwd: Some("/".to_owned()),
+        ..shell("echo $(id -u):$(id -g) $HOME; cat /etc/shadow || touch /x || echo no")
+    };
+    let says = |output: spore_protocol::ExecOutput| String::from_utf8(output.stdout).unwrap();
+    assert_eq!(says(fork.exec(&who("nobody"))), "65534:65534 /nonexistent\nno\n");
+    assert_eq!(says(fork.exec(&who("4000:100"))), "4000:100 /\nno\n");
+    match fork.agent.exec_collect(&who("somebody"), b"") {
+        Err(ClientError::Refused(failure)) => assert_eq!(failure.kind, FailureKind::NotFound),
+        other => panic!("{other:?}"),
+    }
+    let own = ExecRequest::default();
+    match fork.agent.exec_collect(&own, b"") {
+        Err(ClientError::Refused(failure)) => assert_eq!(failure.kind, FailureKind::InvalidArgument),
+        other => panic!("{other:?}"),
+    }
+    let mut defaults = fork.agent.get_defaults().unwrap();
+    defaults.user = Some("nobody".to_owned());
+    defaults.command = ["id", "-un"].map(str::to_owned).into();
+    fork.agent.set_defaults(&defaults).unwrap();
+    assert_eq!(says(fork.exec(&own)), "nobody\n");
+    let [mut child] = <[_; 1]>::try_from(fork.live_fork(image().store(), 1))
+        .ok()
+        .unwrap();
+    assert_eq!(says(child.exec(&own)), "nobody\n");
+    assert_eq!(
+        says(child.exec(&ExecRequest {
+            user: Some("root".into()),
+            ..own
+        })),
+        "root\n"
+    );
+}
+
 pub fn a_full_disk_is_said_to_be_full_and_can_be_cleared() {
     let mut fork = image().fork();
     // Takes all there is and fails for the rest; nothing of it is written on the host.
