@@ -525,7 +525,10 @@ mod tests {
                 other => panic!("{other:?}"),
             });
         let root = Some("root");
-        assert_eq!(users.collect::<Vec<_>>(), [root, root, root, root, root, None]);
+        assert_eq!(
+            users.collect::<Vec<_>>(),
+            [root, root, root, root, root, root, None]
+        );
     }
 
     #[test]
