@@ -5,6 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use spore_builder::observe::BuildEvent;
 use spore_builder::{Host, Manifest, Options};
+use spore_network::Config;
 use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
 use spore_tests::{host, left};
@@ -13,6 +14,8 @@ use crate::image::{On, run_step};
 
 /// What a checkpoint of a Debian image at rest may be, in MiB.
 const AT_REST_MB: u64 = 120;
+/// The rules of this test's network.
+const TABLE: &str = "spore_test";
 
 fn manifest(last: &str) -> Manifest {
     let install = |kind: &str, package: &str| json!({"type": kind, "args": {"packages": [package]}});
@@ -38,7 +41,17 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
         return;
     }
     let scratch = Scratch::new();
+    // A network of its own: there may be another Spore on this machine.
+    let state = tempfile::tempdir().unwrap();
+    let network = Config {
+        range: "172.29.0.0/16".parse().unwrap(),
+        table: TABLE.into(),
+        tap_prefix: "st-".into(),
+        state_dir: state.path().to_owned(),
+        ..Config::default()
+    };
     let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
+    let host = host.with_network(network);
     let mut output = Vec::new();
     let mut observer = On(|event: BuildEvent<'_>| {
         if let BuildEvent::Output(bytes) = event {
@@ -87,6 +100,6 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
 
     drop(host);
     assert_eq!(left::in_store(scratch.path()), [""; 0]);
-    assert!(!said(&["nft", "list", "tables"]).contains("spore"));
-    assert!(!said(&["ip", "-brief", "link"]).contains("sp-"));
+    assert!(!said(&["nft", "list", "tables"]).contains(TABLE));
+    assert!(!said(&["ip", "-brief", "link"]).contains("st-"));
 }
