@@ -11,16 +11,17 @@ set -euo pipefail
 shopt -s nullglob
 export LC_ALL=C
 
-# Network devices, network namespaces, mounts, loop devices and directories with our name.
+# Network devices and rules, network namespaces, mounts, loop devices and directories with our names.
 list() {
 	local path
-	for path in /sys/class/net/spore*; do printf 'network device %s\n' "${path##*/}"; done
+	for path in /sys/class/net/{spore,sp-,st-}*; do printf 'network device %s\n' "${path##*/}"; done
 	for path in /run/netns/spore*; do printf 'network namespace %s\n' "${path##*/}"; done
 	awk '/spore/ { print "mount " $5 }' /proc/self/mountinfo
 	for path in /sys/block/loop*/loop/backing_file; do
 		awk -v loop="${path#/sys/block/}" '/spore/ { sub("/.*", "", loop); print "loop device /dev/" loop " of " $0 }' \
 			"$path" 2>/dev/null || true # gone since the glob
 	done
+	{ nft list tables 2>/dev/null || true; } | awk '/spore/ { print "nftables " $0 }'
 	for path in /tmp/spore-*; do printf 'temporary %s\n' "$path"; done
 }
 
