@@ -14,7 +14,12 @@ fn mailbox(data: &[u8]) {
     assert!(!reason.contains(char::is_control), "{reason:?}");
     assert!(reason.len() <= 3 * 512, "{} bytes", reason.len());
     if let Ok(Some(head)) = Head::from_page(&page) {
-        assert!(head.rest.env.keys().all(|name| !name.is_empty() && !name.contains('=')));
+        assert!(
+            head.rest
+                .env
+                .keys()
+                .all(|name| !name.is_empty() && !name.contains('='))
+        );
     }
     let (at, bytes) = Wake::put_reason(&String::from_utf8_lossy(data));
     assert!(at + bytes.len() <= PAGE_BYTES);
