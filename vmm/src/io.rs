@@ -41,8 +41,8 @@ pub struct IoLoop {
     devices: Arc<DeviceSet>,
     ram: Arc<Ram>,
     port: Arc<ForkPort>,
-    /// Whether the TAP device is waited for; absent while there is none.
-    tap: Option<bool>,
+    /// Whether the TAP device is waited for.
+    watches_tap: bool,
 }
 
 /// What an epoll event is about.
@@ -100,7 +100,7 @@ impl IoLoop {
             devices,
             ram,
             port,
-            tap: None,
+            watches_tap: false,
         })
     }
 
@@ -207,19 +207,21 @@ impl IoLoop {
                 card.pump(queues, memory)
             })?;
         }
-        let (wanted, more) = (card.device().wants_frames(), card.device().wants_pump());
+        // A device that no driver drives takes nothing off the wire.
+        let wanted = card.is_active() && card.device().wants_frames();
+        let more = card.is_active() && card.device().wants_pump();
         drop(card);
-        if self.tap != Some(wanted)
+        if self.watches_tap != wanted
             && let Some(tap) = self.devices.tap()
         {
-            let operation = match self.tap {
-                None => ControlOperation::Add,
-                Some(_) => ControlOperation::Modify,
+            // Not waited for with no event: that a TAP is gone is always told, and would be, over and over.
+            let operation = match wanted {
+                true => ControlOperation::Add,
+                false => ControlOperation::Delete,
             };
-            let events = if wanted { EventSet::IN } else { EventSet::empty() };
             self.epoll
-                .ctl(operation, tap.as_raw_fd(), EpollEvent::new(events, TAP))?;
-            self.tap = Some(wanted);
+                .ctl(operation, tap.as_raw_fd(), EpollEvent::new(EventSet::IN, TAP))?;
+            self.watches_tap = wanted;
         }
         Ok(more)
     }

@@ -31,7 +31,7 @@ impl Tap {
     }
 }
 
-/// What the kernel reads from or writes to. The guards keep the mappings alive for as long as the vectors are used.
+/// What the kernel reads from or writes to: guest memory, which stays mapped for as long as there is a device.
 fn vectors(slices: &[VolatileSlice<'_>]) -> Vec<libc::iovec> {
     let vector = |slice: &VolatileSlice<'_>| libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast(),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use spore_builder::observe::BuildEvent;
 use spore_builder::{Host, Manifest, Options};
 use spore_network::Config;
+use spore_protocol::ExecRequest;
 use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
 use spore_tests::{host, left};
@@ -102,4 +103,58 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
     assert_eq!(left::in_store(scratch.path()), [""; 0]);
     assert!(!said(&["nft", "list", "tables"]).contains(TABLE));
     assert!(!said(&["ip", "-brief", "link"]).contains("st-"));
+}
+
+/// Prints the random of a TLS ClientHello (RFC 8446, 4.1.2), as OpenSSL draws it.
+const CLIENT_RANDOM: &str = "
+import ssl
+sent = ssl.MemoryBIO()
+tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname='a')
+try:
+    tls.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+hello = sent.read()
+assert hello[0] == 22 and hello[5] == 1
+print(hello[11:43].hex())
+";
+/// Forks of one checkpoint.
+const FORKS: usize = 8;
+
+pub fn forks_made_in_the_same_second_draw_different_tls_randoms() {
+    if !host::cache().join("bases/debian").exists() {
+        println!(
+            "SKIPPED: there is no base \"debian\": `make base-debian` makes it where there is a package registry"
+        );
+        return;
+    }
+    let scratch = Scratch::new();
+    let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
+    let bare = Manifest::parse(br#"{"base": "debian", "steps": []}"#, &host::limits()).unwrap();
+    let built = spore_builder::build(&host, &bare, &Options::offline(), &mut On(|_: BuildEvent<'_>| {}));
+    let checkpoint = built.unwrap().checkpoint;
+    let forks: Vec<Sandbox> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..FORKS)
+            .map(|_| scope.spawn(|| Sandbox::fork(host.store(), &checkpoint)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let random = |mut fork: Sandbox| {
+        let request = ExecRequest::new(["python3", "-c", CLIENT_RANDOM]);
+        let output = fork.agent.exec_collect(&request, b"").unwrap();
+        assert!(
+            output.outcome.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut randoms: Vec<String> = forks.into_iter().map(random).collect();
+    assert!(
+        randoms.iter().all(|random| random.trim().len() == 64),
+        "{randoms:?}"
+    );
+    randoms.sort();
+    randoms.dedup();
+    assert_eq!(randoms.len(), FORKS);
 }

@@ -36,7 +36,8 @@ fn main() -> ExitCode {
     // In the order they start: builds take longest, and the first makes the image that most others wait for.
     let mut tests = tests! {
         debian:
-            packages_are_installed_in_a_guest_and_its_forks_have_them;
+            packages_are_installed_in_a_guest_and_its_forks_have_them,
+            forks_made_in_the_same_second_draw_different_tls_randoms;
         builds:
             equal_builds_at_once_run_once_and_all_get_the_result,
             a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again,
