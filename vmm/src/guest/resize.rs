@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{Agent, Guest, GuestError};
 use crate::layout::MIB;
 
-/// A guest that plugs or unplugs nothing for this long is not going to.
-const STALL: Duration = Duration::from_secs(60);
+/// A guest that plugs or unplugs nothing for this long is not going to: all nudges, and what the last one started.
+const STALL: Duration = Duration::from_secs(120);
 /// A driver that could not unplug waits for 50 to 300 s before it tries again (`VIRTIO_MEM_RETRY_TIMER_MIN_MS` in
-/// drivers/virtio/virtio_mem.c). After this long without progress it is asked anew.
+/// drivers/virtio/virtio_mem.c). After this long without progress it is asked anew, and each time after twice as long:
+/// being asked also makes it drop what it is about (`config_changed` in `virtio_mem_fake_offline`), which may be one of
+/// five tries to free a whole memory block. Where that takes longer than we wait, it would never come to trying the
+/// block's parts.
 const NUDGE: Duration = Duration::from_secs(5);
 /// Between two looks at the device.
 const LOOK: Duration = Duration::from_millis(10);
@@ -112,17 +115,17 @@ impl Guest {
         }
 
         let mut plugged = before.plugged_bytes;
-        let (mut moved, mut nudged) = (Instant::now(), Instant::now());
+        let (mut moved, mut nudged, mut patience) = (Instant::now(), Instant::now(), NUDGE);
         while plugged != wanted && moved.elapsed() < STALL {
             std::thread::sleep(LOOK);
             let now = self.vm.stats()?.plugged_bytes;
             if now != plugged {
                 plugged = now;
-                (moved, nudged) = (Instant::now(), Instant::now());
-            } else if nudged.elapsed() > NUDGE {
+                (moved, nudged, patience) = (Instant::now(), Instant::now(), NUDGE);
+            } else if nudged.elapsed() > patience {
                 // The interrupt ends the driver's wait, and it tries again what a page in use kept it from.
                 self.vm.request_memory(wanted)?;
-                nudged = Instant::now();
+                (nudged, patience) = (Instant::now(), patience * 2);
             }
         }
         let shown = |total: u64| total + kept + TOLERANCE >= before.boot_bytes + plugged;
