@@ -48,15 +48,22 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
     // The host's one network: it is shared with whatever Spore there is on this machine.
     let before = taps();
     let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
-    let mut output = Vec::new();
-    let mut observer = On(|event: BuildEvent<'_>| {
-        if let BuildEvent::Output(bytes) = event {
-            output.extend(bytes);
-        }
-    });
     let six =
         "hello; python3 -c 'import six; print(six.__name__)'; ls /var/lib/apt/lists /var/cache/apt/archives";
-    let built = spore_builder::build(&host, &manifest(six), &Options::default(), &mut observer);
+    let mut output = Vec::new();
+    let mut build = || {
+        let mut observer = On(|event: BuildEvent<'_>| {
+            if let BuildEvent::Output(bytes) = event {
+                output.extend(bytes);
+            }
+        });
+        spore_builder::build(&host, &manifest(six), &Options::default(), &mut observer)
+    };
+    // A mirror may be out of reach for a moment: the build says so, and goes on where it was.
+    let built = build().or_else(|error| {
+        println!("{error}\ntrying again");
+        build()
+    });
     let output = String::from_utf8_lossy(&output).into_owned();
     let built = built.unwrap_or_else(|error| panic!("{error}\n{output}"));
     assert!(output.contains("Hello, world!\nsix\n"), "{output}");
