@@ -38,6 +38,14 @@ pub fn kill(pid: u32) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
+/// The same, of a process that may have ended.
+pub fn kill_if_there(pid: u32) {
+    match kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => panic!("{pid}: {error}"),
+    }
+}
+
 /// Waits until `check` finds nothing, for what the kernel does a moment after it was asked; panics with what
 /// is found when it does not come to that.
 pub fn soon_nothing<T: std::fmt::Debug>(within: Duration, mut check: impl FnMut() -> Vec<T>) {

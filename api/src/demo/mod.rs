@@ -20,7 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use spore_builder::{BuildError, Built, Host, Options};
-use spore_snapshot::store::Keep;
+use spore_snapshot::store::{Keep, PruneSteps};
 
 pub use error::DemoError;
 pub use render::render;
@@ -90,6 +90,11 @@ pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Re
 
     say("looking for what is left");
     host.store().delete_image(&built.image.record.id)?;
+    // The disks after its steps too, which other builds could go on from.
+    host.store().prune_steps(PruneSteps {
+        unused_for: Some(Duration::ZERO),
+        keep_bytes: None,
+    })?;
     host.store().gc(&Keep {
         drop_bases: true,
         ..Keep::default()

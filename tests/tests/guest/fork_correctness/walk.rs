@@ -235,7 +235,8 @@ impl Walk {
                 let (id, _) = self.checkpoints[at(self.checkpoints.len())];
                 if let Some(pid) = self.pool.template_pid(&id) {
                     self.did(format!("kill template {pid}"));
-                    left::kill(pid);
+                    // The pool may have dropped it meanwhile: its refill thread keeps to the budget.
+                    left::kill_if_there(pid);
                 }
             }
             _ => return,
