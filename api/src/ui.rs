@@ -20,13 +20,14 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
+/// Seconds since 1970-01-01 UTC.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// How long ago `unix_seconds` was.
 pub fn age(unix_seconds: u64) -> String {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    match now.saturating_sub(unix_seconds) {
+    match self::unix_seconds(SystemTime::now()).saturating_sub(unix_seconds) {
         s @ 0..60 => format!("{s}s ago"),
         s @ 60..3600 => format!("{}m ago", s / 60),
         s @ 3600..86400 => format!("{}h ago", s / 3600),

@@ -28,11 +28,6 @@ fn age(store: &Store, name: &str, by: Duration) {
     file.set_modified(SystemTime::now() - by).unwrap();
 }
 
-const ALL: PruneSteps = PruneSteps {
-    unused_for: Some(Duration::ZERO),
-    keep_bytes: None,
-};
-
 #[test]
 fn a_step_is_found_by_its_key_and_keeps_its_layers_from_the_collector() {
     let (dir, store) = store();
@@ -42,7 +37,7 @@ fn a_step_is_found_by_its_key_and_keeps_its_layers_from_the_collector() {
     assert_eq!(store.find_step(&key("b")).unwrap(), None);
     assert!(store.gc(&Keep::default()).unwrap().layers.is_empty());
     assert!(store.step_bytes().unwrap() > 100_000);
-    assert_eq!(store.prune_steps(ALL).unwrap(), 1);
+    assert_eq!(store.prune_steps(PruneSteps::ALL).unwrap(), 1);
     assert_eq!(store.gc(&Keep::default()).unwrap().layers, [layer]);
 }
 
@@ -99,7 +94,7 @@ fn pruning_takes_nothing_that_an_image_needs() {
     let record = image("01234567", base, &[base, layer]);
     store.put_image(&record, None).unwrap();
     assert_eq!(store.step_bytes().unwrap(), 0, "it costs nothing to remember");
-    store.prune_steps(ALL).unwrap();
+    store.prune_steps(PruneSteps::ALL).unwrap();
     assert!(store.gc(&Keep::default()).unwrap().layers.is_empty());
     assert!(store.layer(&layer).is_ok());
 }

@@ -1,7 +1,6 @@
 //! `spore base`.
 
 use std::process::ExitCode;
-use std::time::UNIX_EPOCH;
 
 use serde_json::{Value, json};
 use spore_builder::base::{Base, BaseStore, PackageManager, Recipes};
@@ -127,10 +126,7 @@ fn package_manager(base: &Base) -> Option<&'static str> {
 }
 
 fn built(base: &Base) -> u64 {
-    base.built()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    ui::unix_seconds(base.built())
 }
 
 fn as_json(base: &Base) -> Result<Value, Failure> {

@@ -41,18 +41,12 @@ fn unused(step: &CachedStep) -> Duration {
     SystemTime::now().duration_since(step.used).unwrap_or_default()
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
-}
-
 fn row(step: &CachedStep) -> Vec<String> {
     vec![
         step.entry.label.clone(),
         ui::took(Duration::from_millis(step.entry.took_ms)),
         step.entry.layers.len().to_string(),
-        ui::age(unix_seconds(step.used)),
+        ui::age(ui::unix_seconds(step.used)),
     ]
 }
 
@@ -69,11 +63,7 @@ fn as_json(step: &CachedStep) -> serde_json::Value {
 fn prune(global: &Global, args: &PruneArgs) -> Result<ExitCode, Failure> {
     let host = host(global)?;
     let which = match (args.older_than, args.keep_mb) {
-        // All of them.
-        (None, None) => PruneSteps {
-            unused_for: Some(Duration::ZERO),
-            keep_bytes: None,
-        },
+        (None, None) => PruneSteps::ALL,
         (hours, keep_mb) => PruneSteps {
             unused_for: hours.map(|hours| Duration::from_secs(hours.saturating_mul(3600))),
             keep_bytes: keep_mb.map(|mb| mb.saturating_mul(1 << 20)),

@@ -91,10 +91,7 @@ pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Re
     say("looking for what is left");
     host.store().delete_image(&built.image.record.id)?;
     // The disks after its steps too, which other builds could go on from.
-    host.store().prune_steps(PruneSteps {
-        unused_for: Some(Duration::ZERO),
-        keep_bytes: None,
-    })?;
+    host.store().prune_steps(PruneSteps::ALL)?;
     host.store().gc(&Keep {
         drop_bases: true,
         ..Keep::default()

@@ -62,6 +62,13 @@ pub enum DeviceError {
     NoSuchQueue(usize),
 }
 
+impl DeviceError {
+    /// What virtio-queue found wrong with queue `index`.
+    pub fn on(index: usize) -> impl Fn(virtio_queue::Error) -> Self {
+        move |source| Self::Queue { index, source }
+    }
+}
+
 /// A virtio device model: the part that differs from device to device.
 ///
 /// All calls for one device come one at a time (its transport is behind one lock).

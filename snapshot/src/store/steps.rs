@@ -56,6 +56,14 @@ pub struct PruneSteps {
     pub keep_bytes: Option<u64>,
 }
 
+impl PruneSteps {
+    /// All of them.
+    pub const ALL: Self = Self {
+        unused_for: Some(Duration::ZERO),
+        keep_bytes: None,
+    };
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Entry {

@@ -178,7 +178,7 @@ impl Net {
     /// [`DeviceError`] if the driver broke a queue.
     pub fn receive_ready(&mut self, queues: &mut [Queue], memory: &Memory) -> Result<bool, DeviceError> {
         let outcome = match queues.get_mut(RX) {
-            Some(queue) => self.receive(queue, memory).map_err(on(RX)),
+            Some(queue) => self.receive(queue, memory).map_err(DeviceError::on(RX)),
             None => Err(DeviceError::NoSuchQueue(RX)),
         };
         // A device that needs a reset wants nothing more.
@@ -189,8 +189,8 @@ impl Net {
     /// Takes what the guest has queued. Returns whether to interrupt it.
     fn transmit_ready(&mut self, queues: &mut [Queue], memory: &Memory) -> Result<bool, DeviceError> {
         let queue = queues.get_mut(TX).ok_or(DeviceError::NoSuchQueue(TX))?;
-        let used = self.transmit(queue, memory).map_err(on(TX))?;
-        Ok(used && queue.needs_notification(memory).map_err(on(TX))?)
+        let used = self.transmit(queue, memory).map_err(DeviceError::on(TX))?;
+        Ok(used && queue.needs_notification(memory).map_err(DeviceError::on(TX))?)
     }
 
     /// Moves what can move, both ways. Returns whether to interrupt the guest.
@@ -201,10 +201,6 @@ impl Net {
         let sent = self.transmit_ready(queues, memory)?;
         Ok(self.receive_ready(queues, memory)? | sent)
     }
-}
-
-fn on(index: usize) -> impl Fn(virtio_queue::Error) -> DeviceError {
-    move |source| DeviceError::Queue { index, source }
 }
 
 impl VirtioDevice for Net {

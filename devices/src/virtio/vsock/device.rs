@@ -170,17 +170,20 @@ impl Vsock {
             return Err(DeviceError::NoSuchQueue(queues.len()));
         };
         self.out_of_budget = false;
-        let event_used = self.reset.advance(event, memory).map_err(on(EVENT))?;
+        let event_used = self
+            .reset
+            .advance(event, memory)
+            .map_err(DeviceError::on(EVENT))?;
         if self.reset.is_handled() {
             self.muxer.allow_connects();
         }
-        let tx_used = self.take_packets(tx, memory).map_err(on(TX))?;
-        let rx_used = self.give_packets(rx, memory).map_err(on(RX))?;
+        let tx_used = self.take_packets(tx, memory).map_err(DeviceError::on(TX))?;
+        let rx_used = self.give_packets(rx, memory).map_err(DeviceError::on(RX))?;
 
         let mut interrupt = false;
         for (used, queue, index) in [(event_used, event, EVENT), (tx_used, tx, TX), (rx_used, rx, RX)] {
             if used {
-                interrupt |= queue.needs_notification(memory).map_err(on(index))?;
+                interrupt |= queue.needs_notification(memory).map_err(DeviceError::on(index))?;
             }
         }
         Ok(interrupt)
@@ -267,10 +270,6 @@ impl Vsock {
 /// Whether the driver offers a buffer the device has not taken.
 fn has_available(queue: &Queue, memory: &Memory) -> Result<bool, virtio_queue::Error> {
     Ok(queue.ready() && queue.avail_idx(memory, Ordering::Acquire)?.0 != queue.next_avail())
-}
-
-fn on(index: usize) -> impl Fn(virtio_queue::Error) -> DeviceError {
-    move |source| DeviceError::Queue { index, source }
 }
 
 impl VirtioDevice for Vsock {

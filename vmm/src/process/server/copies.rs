@@ -145,9 +145,7 @@ impl Server {
     ) -> Result<(MachineState, Stack), Failure> {
         let state = machine.save().map_err(from_machine)?;
         trace.mark("state saved");
-        let disk = self.disk.as_ref();
-        let disk = disk.ok_or_else(|| failure(FailureKind::Disk, "the machine has no disk"))?;
-        let frozen = disk.freeze(&spec.next_overlay);
+        let frozen = self.disk()?.freeze(&spec.next_overlay);
         let frozen = frozen.map_err(|error| failure(FailureKind::Disk, error))?;
         trace.mark("disk frozen");
         Ok((state, frozen))

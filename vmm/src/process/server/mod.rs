@@ -171,6 +171,11 @@ impl Server {
         }
     }
 
+    fn disk(&self) -> Result<&SharedOverlay, Failure> {
+        let disk = self.disk.as_ref();
+        disk.ok_or_else(|| failure(FailureKind::Disk, "the machine has no disk"))
+    }
+
     fn take_running(&mut self, what: &str) -> Result<Running, Failure> {
         match std::mem::replace(&mut self.vm, Vm::None) {
             Vm::Running(running) => Ok(running),

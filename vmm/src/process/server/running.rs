@@ -171,8 +171,7 @@ impl Server {
 
     pub(super) fn grow_disk(&mut self, bytes: u64) -> Result<Reply, Failure> {
         let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Disk, error);
-        let disk = self.disk.as_ref();
-        let disk = disk.ok_or_else(|| refused(&"the machine has no disk"))?;
+        let disk = self.disk()?;
         // The device's lock first, as the I/O thread takes them.
         let mut root = lock(&self.devices()?.root);
         disk.grow(bytes).map_err(|error| refused(&error))?;

@@ -44,10 +44,8 @@ impl Server {
     }
 
     pub(super) fn seal_frozen(&self) -> Result<Reply, Failure> {
-        let Some(disk) = &self.disk else {
-            return Err(failure(FailureKind::Disk, "there is no disk"));
-        };
-        let layers = disk
+        let layers = self
+            .disk()?
             .seal_frozen()
             .map_err(|error| failure(FailureKind::Disk, error))?;
         Ok(Reply::Sealed(layers))
@@ -55,9 +53,8 @@ impl Server {
 
     pub(super) fn freeze_disk(&self, next: &Path) -> Result<Reply, Failure> {
         self.running("freeze the disk")?;
-        let disk = self.disk.as_ref();
-        let disk = disk.ok_or_else(|| failure(FailureKind::Disk, "there is no disk"))?;
-        disk.freeze(next)
+        self.disk()?
+            .freeze(next)
             .map_err(|error| failure(FailureKind::Disk, error))?;
         self.seal_frozen()
     }
