@@ -166,8 +166,12 @@ fn a_flood_of_input_from_another_thread_is_held_back_not_buffered() {
 fn signals_reach_the_command_and_its_group() {
     let agent = TestAgent::start();
     let mut client = agent.client();
+    // Short sleeps: a signal between the shell's look for traps and its fork reaches no sleep, and
+    // the shell runs the trap only when the sleep has ended.
     client
-        .start_exec(&shell("trap 'echo caught; exit 5' INT; echo ready; sleep 1000"))
+        .start_exec(&shell(
+            "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done",
+        ))
         .unwrap();
     let mut writer = ExecWriter::new(client.stream().try_clone().unwrap());
     let mut seen = Vec::new();
