@@ -1,0 +1,103 @@
+//! What happens on the host, as `data` of server-sent events.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The daemon was started.
+    Started {
+        /// Sandboxes of an earlier daemon that run on.
+        adopted: u32,
+    },
+    /// A sandbox is there.
+    SandboxCreated {
+        /// Which.
+        sandbox: String,
+    },
+    /// A sandbox has other memory.
+    SandboxResized {
+        /// Which.
+        sandbox: String,
+        /// What it has now.
+        #[serde(rename = "grantedMB")]
+        granted_mb: u32,
+    },
+    /// A sandbox is no more.
+    SandboxEnded {
+        /// Which.
+        sandbox: String,
+        /// Why: `deleted`, `expired`, or how its VM ended by itself.
+        cause: String,
+    },
+    /// Something of an earlier daemon could not be taken over.
+    SandboxLost {
+        /// Which.
+        sandbox: String,
+        /// Why.
+        cause: String,
+    },
+    /// A build began.
+    BuildStarted {
+        /// Which.
+        build: String,
+    },
+    /// A build ended.
+    BuildEnded {
+        /// Which.
+        build: String,
+        /// The image, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        image: Option<String>,
+        /// The error's code, if there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<crate::ErrorCode>,
+    },
+    /// A checkpoint is there.
+    CheckpointCreated {
+        /// Which.
+        checkpoint: String,
+    },
+    /// A checkpoint is no more.
+    CheckpointDeleted {
+        /// Which.
+        checkpoint: String,
+    },
+    /// An image is no more.
+    ImageDeleted {
+        /// Which.
+        image: String,
+    },
+    /// The host takes new work, or none.
+    Draining {
+        /// None.
+        draining: bool,
+    },
+    /// Memory is short: something was given back.
+    MemoryPressure {
+        /// What: `shells`, `templates` or `balloons`.
+        dropped: String,
+    },
+    /// A client was too slow: so many events are missing here.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Rises by one from event to event, and goes on when the daemon is started anew: the id of the server-sent
+    /// event, to resume by.
+    pub id: u64,
+    /// When, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
