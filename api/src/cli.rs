@@ -74,6 +74,52 @@ pub enum Command {
     Bench(Bench),
     /// Say whether this host is ready, and what is missing
     Doctor,
+    /// Run the host daemon: HTTP on a Unix socket
+    Serve(Serve),
+}
+
+/// Run the host daemon: HTTP on a Unix socket. Stopped by SIGTERM or SIGINT.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where it listens; a socket from systemd is used instead if there is one
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "SPORE_SOCKET",
+        default_value = "/run/spore/spore.sock"
+    )]
+    pub socket: PathBuf,
+    /// Memory kept for the host itself, in MiB
+    #[arg(long, value_name = "MB", default_value_t = 1024)]
+    pub reserve: u64,
+    /// By how much the rest is promised to sandboxes: 1 promises what there is
+    #[arg(long, value_name = "FACTOR", default_value_t = 4.0, value_parser = overcommit)]
+    pub overcommit: f64,
+    /// Sandboxes at once
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub max_sandboxes: u32,
+    /// Builds at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub max_builds: u32,
+    /// Templates kept loaded
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub templates: u16,
+    /// Shells kept armed in all
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub shells: u16,
+    /// Shells kept armed of one template
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub shells_per_template: u16,
+    /// Print the interface as OpenAPI instead
+    #[arg(long)]
+    pub openapi: bool,
+}
+
+fn overcommit(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (0.1..=100.0).contains(&factor) => Ok(factor),
+        _ => Err("it must be 0.1 to 100".into()),
+    }
 }
 
 /// Build an image from a manifest.

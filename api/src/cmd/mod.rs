@@ -8,6 +8,7 @@ mod demo;
 mod doctor;
 mod image;
 mod run;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Bench(args) => bench::run(&cli.global, args),
         Command::Demo(args) => demo::run(&cli.global, args),
         Command::Doctor => doctor::run(&cli.global),
+        Command::Serve(args) => serve::run(&cli.global, args),
     }
 }
 

@@ -81,9 +81,9 @@ pub enum EventKind {
         /// What: `shells`, `templates` or `balloons`.
         dropped: String,
     },
-    /// A client was too slow: so many events are missing here.
+    /// Events are missing here: the client was too slow, or follows an earlier daemon.
     Missed {
-        /// How many.
+        /// How many; 0 if that is not known.
         count: u64,
     },
 }
@@ -92,8 +92,7 @@ pub enum EventKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Event {
-    /// Rises by one from event to event, and goes on when the daemon is started anew: the id of the server-sent
-    /// event, to resume by.
+    /// Rises from event to event, by one while the daemon runs: the id of the server-sent event, to resume by.
     pub id: u64,
     /// When, in milliseconds since 1970-01-01 UTC.
     pub time_ms: u64,

@@ -29,7 +29,9 @@ pub(super) struct Finalize<'a> {
     pub host: &'a Host,
     /// Of the host's kernel.
     pub kernel: Digest,
-    pub content: &'a ContentHash,
+    /// What is said of the checkpoint, beside what its guest is known by.
+    pub annotations: BTreeMap<String, String>,
+    pub kind: CheckpointKind,
     /// What the disk is grown to, where the steps did not do that: there were none.
     pub disk: Option<MiB>,
     pub cancel: &'a Cancel,
@@ -90,13 +92,13 @@ impl Finalize<'_> {
 
         let started = Instant::now();
         let plan = CheckpointPlan {
-            kind: CheckpointKind::Image,
+            kind: self.kind,
             kernel: KernelRecord {
                 release: status.kernel_release.clone(),
                 blake3: self.kernel,
                 cmdline: spore_vmm::guest::cmdline(),
             },
-            annotations: annotations(&status, self.content),
+            annotations: annotations(&status, self.annotations.clone()),
         };
         let id = guest.checkpoint(store, plan)?;
         let memory_bytes = store.manifest(&id)?.memory.data_bytes;
@@ -108,18 +110,21 @@ impl Finalize<'_> {
     }
 }
 
-fn annotations(status: &Status, content: &ContentHash) -> BTreeMap<String, String> {
+/// What an image's checkpoint is annotated with.
+pub(super) fn of_content(content: &ContentHash) -> BTreeMap<String, String> {
+    BTreeMap::from([("contentHash".to_owned(), content.to_string())])
+}
+
+fn annotations(status: &Status, mut annotations: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let nonce = status
         .boot_nonce
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    BTreeMap::from([
-        // Kept only in the guest's memory: a fork that has it was restored, not booted.
-        ("bootNonce".to_owned(), nonce),
-        ("monotonicNs".to_owned(), status.monotonic_ns.to_string()),
-        ("contentHash".to_owned(), content.to_string()),
-    ])
+    // Kept only in the guest's memory: a fork that has it was restored, not booted.
+    annotations.insert("bootNonce".to_owned(), nonce);
+    annotations.insert("monotonicNs".to_owned(), status.monotonic_ns.to_string());
+    annotations
 }
 
 /// A kernel that boots and finds no agent panics: most likely a step has replaced it.

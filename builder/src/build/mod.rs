@@ -13,6 +13,7 @@ use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
+use spore_snapshot::checkpoint::CheckpointKind;
 use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
@@ -25,7 +26,7 @@ use crate::hash::cache_key;
 use crate::host::Host;
 use crate::manifest::Manifest;
 use crate::memory::MiB;
-use crate::observe::{BuildEvent, Observer};
+use crate::observe::{BuildEvent, Observer, Silent};
 use crate::options::Options;
 use crate::plan::Plan;
 
@@ -166,7 +167,8 @@ fn build_or_find(
             let phase = Finalize {
                 host,
                 kernel,
-                content: &content,
+                kind: CheckpointKind::Image,
+                annotations: finalize::of_content(&content),
                 disk,
                 cancel: &options.cancel,
             };
@@ -232,7 +234,8 @@ pub fn variant(
     let phase = Finalize {
         host,
         kernel,
-        content: &content,
+        kind: CheckpointKind::Image,
+        annotations: finalize::of_content(&content),
         disk: image.record.disk_mb.map(MiB::new),
         cancel: &Cancel::default(),
     };
@@ -241,6 +244,28 @@ pub fn variant(
         put(record, entry(variant, kernel, checkpoint));
     })?;
     Ok(checkpoint)
+}
+
+/// Cold-boots disks that are no image's, a sandbox's, and checkpoints that: phase two alone. The caller holds the
+/// store, since nothing names the layers yet.
+///
+/// # Errors
+/// As [`build`].
+pub fn finalize_disks(
+    host: &Host,
+    layers: &[Digest],
+    variant: Variant,
+    annotations: BTreeMap<String, String>,
+) -> Result<CheckpointId, BuildError> {
+    let phase = Finalize {
+        host,
+        kernel: host.kernel_digest()?,
+        kind: CheckpointKind::Sandbox,
+        annotations,
+        disk: None,
+        cancel: &Cancel::default(),
+    };
+    phase.run(layers, variant, &mut Silent)
 }
 
 /// Puts a checkpoint into an image's record, in place of one of the same properties: that was lost.
@@ -335,7 +360,6 @@ mod tests {
     use super::*;
     use crate::manifest::Limits;
     use crate::memory::HostMemory;
-    use crate::observe::Silent;
 
     fn checkpoint(floor_mb: u32, digit: char) -> ImageCheckpoint {
         ImageCheckpoint {

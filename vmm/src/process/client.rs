@@ -153,6 +153,11 @@ impl VmHandle {
         self.process.killer()
     }
 
+    /// Its control stream, to wait for the news that the machine has ended: see [`VmHandle::wait_end`].
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
     /// Unix socket for clients of the guest's vsock ports.
     pub fn vsock(&self) -> &Path {
         &self.vsock

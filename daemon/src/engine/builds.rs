@@ -1,0 +1,399 @@
+//! Builds: run in threads of their own, followed by any number of callers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use spore_builder::observe::{BuildEvent, Observer};
+use spore_builder::options::BuildNetwork;
+use spore_builder::{Cancel, HostMemory, Limits, Manifest, Options};
+use spore_types::{BuildMessage, BuildRequest, BuildState, ErrorCode, EventKind};
+use tokio::sync::watch;
+
+use super::images::show;
+use super::{Engine, now};
+use crate::error::{Error, Result};
+
+/// How long an ended build is remembered.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Bytes of output that are kept of a build; what comes after is not.
+const MAX_LOG: usize = 16 << 20;
+/// The longest time limit of a step, in seconds.
+const MAX_STEP: u32 = 86_400;
+
+/// A build that runs, or has.
+pub struct Build {
+    /// Its id.
+    pub id: String,
+    name: Option<String>,
+    /// What makes it equal to another.
+    key: String,
+    started: Instant,
+    started_at: u64,
+    cancel: Cancel,
+    /// It goes on although nobody follows it.
+    detached: AtomicBool,
+    followers: AtomicUsize,
+    log: Mutex<Log>,
+    changed: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Log {
+    messages: Vec<Arc<BuildMessage>>,
+    output_bytes: usize,
+    ended: Option<(Instant, Duration)>,
+}
+
+/// Follows a build. When the last one goes, a build that is not detached is cancelled.
+pub struct Follower {
+    build: Arc<Build>,
+    changed: watch::Receiver<usize>,
+    seen: usize,
+}
+
+impl Build {
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, message: BuildMessage) {
+        let mut log = self.log();
+        if let BuildMessage::Output { text } = &message {
+            let before = log.output_bytes;
+            log.output_bytes += text.len();
+            if before > MAX_LOG {
+                return;
+            }
+            if log.output_bytes > MAX_LOG {
+                log.messages.push(Arc::new(BuildMessage::Output {
+                    text: format!(
+                        "\n[the output is longer than {} MiB; the rest is not kept]\n",
+                        MAX_LOG >> 20
+                    ),
+                }));
+            }
+        }
+        log.messages.push(Arc::new(message));
+        let count = log.messages.len();
+        drop(log);
+        self.changed.send_replace(count);
+    }
+
+    /// Follows it from its beginning.
+    pub fn follow(self: &Arc<Self>) -> Follower {
+        self.followers.fetch_add(1, Ordering::SeqCst);
+        Follower {
+            build: self.clone(),
+            changed: self.changed.subscribe(),
+            seen: 0,
+        }
+    }
+
+    /// Lets it go on although nobody follows it.
+    pub fn detach(&self) {
+        self.detached.store(true, Ordering::SeqCst);
+    }
+
+    /// Stops it.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// As the API shows it.
+    pub fn show(&self) -> spore_types::Build {
+        let log = self.log();
+        let took = log.ended.map_or_else(|| self.started.elapsed(), |(_, took)| took);
+        let (mut state, mut image, mut error) = (BuildState::Running, None, None);
+        match log.messages.last().map(|last| &**last) {
+            Some(BuildMessage::Image { image: built }) => {
+                (state, image) = (BuildState::Succeeded, Some(built.clone()));
+            }
+            Some(BuildMessage::Error { error: why }) => {
+                (state, error) = (BuildState::Failed, Some(why.clone()));
+            }
+            _ => {}
+        }
+        spore_types::Build {
+            id: self.id.clone(),
+            state,
+            name: self.name.clone(),
+            started_at: self.started_at,
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            image,
+            error,
+        }
+    }
+}
+
+impl Follower {
+    /// What it says next, when it does; `None` after its end.
+    pub async fn next(&mut self) -> Option<Arc<BuildMessage>> {
+        loop {
+            self.changed.borrow_and_update();
+            {
+                let log = self.build.log();
+                if let Some(message) = log.messages.get(self.seen) {
+                    self.seen += 1;
+                    return Some(message.clone());
+                }
+                if log.ended.is_some() {
+                    return None;
+                }
+            }
+            self.changed.changed().await.ok()?;
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let last = self.build.followers.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && !self.build.detached.load(Ordering::SeqCst) && self.build.log().ended.is_none() {
+            self.build.cancel();
+        }
+    }
+}
+
+/// All builds.
+pub struct Builds {
+    most: u32,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    builds: BTreeMap<String, Arc<Build>>,
+    count: u64,
+}
+
+impl Builds {
+    /// At most so many at once.
+    pub fn new(most: u32) -> Self {
+        Self {
+            most,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A build that runs, or ended within the last hour.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn get(&self, id: &str) -> Result<Arc<Build>> {
+        let found = self.lock().builds.get(id).cloned();
+        found.ok_or_else(|| Error::not_found("build", id))
+    }
+
+    /// How many run.
+    pub fn running(&self) -> u32 {
+        let running = self.lock().running();
+        u32::try_from(running).unwrap_or(u32::MAX)
+    }
+
+    /// Stops all of them.
+    pub fn cancel_all(&self) {
+        let builds: Vec<_> = self.lock().builds.values().cloned().collect();
+        builds.iter().for_each(|build| build.cancel());
+    }
+
+    /// The build of this key that runs and is not being cancelled, followed; or a new one, and whether it is.
+    fn join_or_begin(&self, key: String, name: Option<String>) -> Result<(Follower, bool)> {
+        let mut inner = self.lock();
+        inner.builds.retain(|_, build| {
+            let log = build.log();
+            log.ended.is_none_or(|(at, _)| at.elapsed() < REMEMBERED)
+        });
+        let same = inner
+            .builds
+            .values()
+            .find(|build| build.key == key && build.log().ended.is_none() && !build.cancel.is_cancelled());
+        if let Some(build) = same {
+            return Ok((build.follow(), false));
+        }
+        if inner.running() >= self.most as usize {
+            let message = format!("{} builds run already on this host; try again", self.most);
+            return Err(Error::new(ErrorCode::Busy, message));
+        }
+        inner.count += 1;
+        let id = format!("b{}-{}", now(), inner.count);
+        let build = Arc::new(Build {
+            id: id.clone(),
+            name,
+            key,
+            started: Instant::now(),
+            started_at: now(),
+            cancel: Cancel::default(),
+            detached: AtomicBool::new(false),
+            followers: AtomicUsize::new(0),
+            log: Mutex::default(),
+            changed: watch::Sender::new(0),
+        });
+        inner.builds.insert(id, build.clone());
+        Ok((build.follow(), true))
+    }
+}
+
+impl Inner {
+    fn running(&self) -> usize {
+        let builds = self.builds.values();
+        builds.filter(|build| build.log().ended.is_none()).count()
+    }
+}
+
+impl Follower {
+    /// The build.
+    pub fn build(&self) -> &Arc<Build> {
+        &self.build
+    }
+}
+
+impl Engine {
+    /// Begins a build, or joins an equal one that runs.
+    ///
+    /// # Errors
+    /// What is wrong with the manifest, `busy`, `draining`, `insufficient_capacity`.
+    pub fn build(self: &Arc<Self>, request: &BuildRequest) -> Result<Follower> {
+        self.must_take_work()?;
+        let limits = Limits {
+            host_memory: HostMemory::read().map_err(Error::internal)?,
+        };
+        let text = serde_json::to_vec(&request.manifest).map_err(Error::internal)?;
+        let manifest = Manifest::parse(&text, &limits)
+            .map_err(|error| Error::new(ErrorCode::InvalidManifest, error.to_string()))?;
+        let step_limit = match request.step_timeout_seconds {
+            None => spore_builder::options::STEP_LIMIT,
+            Some(seconds @ 1..=MAX_STEP) => Duration::from_secs(seconds.into()),
+            Some(seconds) => {
+                let message = format!("stepTimeoutSeconds {seconds}: it must be 1 to {MAX_STEP}");
+                return Err(Error::invalid(message));
+            }
+        };
+        // What is refused before anything boots is an answer, not the end of a stream.
+        let base = self
+            .host
+            .bases()
+            .get(manifest.base())
+            .map_err(spore_builder::BuildError::from)?;
+        spore_builder::Plan::new(&manifest, &base).map_err(spore_builder::BuildError::from)?;
+
+        let key = serde_json::to_string(request).map_err(Error::internal)?;
+        let name = manifest.name().map(|name| name.as_str().to_owned());
+        let (follower, new) = self.builds.join_or_begin(key, name)?;
+        if !new {
+            return Ok(follower);
+        }
+        let build = follower.build.clone();
+        let memory = manifest
+            .builder_memory()
+            .get()
+            .max(manifest.runtime_memory().get());
+        let promise = match self.ledger.promise_build(memory) {
+            Ok(promise) => promise,
+            Err(error) => {
+                self.close(&build, Err(error.clone()));
+                return Err(error);
+            }
+        };
+        let options = Options {
+            no_cache: request.no_cache,
+            step_limit,
+            network: match request.network {
+                spore_types::BuildNetwork::Auto => BuildNetwork::IfPossible,
+                spore_types::BuildNetwork::None => BuildNetwork::Off,
+            },
+            cancel: build.cancel.clone(),
+        };
+        self.events.tell(EventKind::BuildStarted {
+            build: build.id.clone(),
+        });
+        build.say(BuildMessage::Build {
+            build_id: build.id.clone(),
+        });
+        let engine = self.clone();
+        let thread = std::thread::Builder::new().name("build".into());
+        let running = build.clone();
+        let spawned = thread.spawn(move || {
+            let _promise = promise;
+            let mut teller = Teller(&running);
+            let built = spore_builder::build(&engine.host, &manifest, &options, &mut teller);
+            let result = built.map(|built| show(&built.image)).map_err(Error::from);
+            engine.close(&running, result);
+        });
+        if let Err(error) = spawned {
+            self.close(&build, Err(Error::internal(error)));
+        }
+        Ok(follower)
+    }
+
+    fn close(&self, build: &Build, result: Result<spore_types::Image>) {
+        let took = build.started.elapsed();
+        self.metrics.build_ended(result.is_ok(), took);
+        let (image, error) = match &result {
+            Ok(image) => (Some(image.id.clone()), None),
+            Err(error) => (None, Some(error.code())),
+        };
+        build.say(match result {
+            Ok(image) => BuildMessage::Image { image },
+            Err(error) => BuildMessage::Error {
+                error: error.into_body(),
+            },
+        });
+        build.log().ended = Some((Instant::now(), took));
+        build.changed.send_modify(|_| {});
+        self.events.tell(EventKind::BuildEnded {
+            build: build.id.clone(),
+            image,
+            error,
+        });
+    }
+}
+
+/// Tells a build's events as messages.
+struct Teller<'a>(&'a Build);
+
+impl Observer for Teller<'_> {
+    fn event(&mut self, event: BuildEvent<'_>) {
+        let millis = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let phase = |phase: &str, message: String| BuildMessage::Phase {
+            phase: phase.to_owned(),
+            message,
+        };
+        self.0.say(match event {
+            BuildEvent::Waiting => phase("waiting", "another process builds the same".to_owned()),
+            BuildEvent::DisksCached => phase("disksCached", "its disks are known".to_owned()),
+            BuildEvent::NoNetwork { why } => phase("noNetwork", why.to_owned()),
+            BuildEvent::Booting { memory_mb } => phase("booting", format!("{memory_mb} MiB")),
+            BuildEvent::Booted { took } => phase("booted", format!("{} ms", millis(took))),
+            BuildEvent::StepStarted { step, of, label } => BuildMessage::StepStarted {
+                step,
+                of,
+                label: label.to_owned(),
+            },
+            BuildEvent::StepCached { step, of, label } => BuildMessage::StepCached {
+                step,
+                of,
+                label: label.to_owned(),
+            },
+            BuildEvent::Output(bytes) => BuildMessage::Output {
+                text: String::from_utf8_lossy(bytes).into_owned(),
+            },
+            BuildEvent::StepDone { step, took } => BuildMessage::StepDone {
+                step,
+                took_ms: millis(took),
+            },
+            BuildEvent::Sealed { took } => phase("sealed", format!("{} ms", millis(took))),
+            BuildEvent::Finalizing { floor_mb } => phase("finalizing", format!("{floor_mb} MiB")),
+            BuildEvent::Settled { took } => phase("settled", format!("{} ms", millis(took))),
+            BuildEvent::Checkpointed { took, memory_bytes } => phase(
+                "checkpointed",
+                format!("{} ms, {memory_bytes} bytes of memory", millis(took)),
+            ),
+        });
+    }
+}

@@ -1,0 +1,324 @@
+//! Sandboxes from images and checkpoints.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use spore_builder::observe::Silent;
+use spore_builder::{Plugged, Variant};
+use spore_snapshot::CheckpointId;
+use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
+use spore_vmm::guest::{Guest, Someone};
+use spore_vmm::machine::Identity;
+use spore_vmm::pool;
+
+use super::exec::Collected;
+use super::facts::{Facts, choose};
+use super::ledger::Promise;
+use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
+use super::{Engine, now};
+use crate::error::{Error, Result};
+
+/// Most sandboxes of one call.
+pub const MAX_COUNT: u32 = 64;
+/// Most entries of metadata, and bytes of all of it.
+const MAX_METADATA: (usize, usize) = (64, 16 * 1024);
+/// The longest time limit of a sandbox, in seconds: 30 days.
+const MAX_TIMEOUT: u32 = 2_592_000;
+/// How long a ready fork's agent may take to answer.
+pub(super) const AGENT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A sandbox that was made, not yet known to anybody. Dropped, it is ended.
+pub struct Made {
+    /// It.
+    pub sandbox: Sandbox,
+    /// What its first command came to.
+    pub exec: Option<ExecResult>,
+}
+
+/// Sandboxes that are known now.
+pub struct Admitted {
+    /// They, with what their first commands came to.
+    pub known: Vec<(Arc<Sandbox>, Option<ExecResult>)>,
+    /// Why others are not there.
+    pub failed: Vec<Error>,
+}
+
+/// What was asked for, checked.
+struct Order {
+    checkpoint: CheckpointId,
+    facts: Facts,
+    memory_mb: u32,
+    policy: spore_network::Policy,
+    image: Option<String>,
+}
+
+/// # Errors
+/// `invalid_request`.
+pub(super) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<()> {
+    let bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let (entries, most) = MAX_METADATA;
+    if metadata.len() > entries || bytes > most {
+        return Err(Error::invalid(format!(
+            "metadata: {} entries of {bytes} bytes in all; at most {entries} of {most} are kept",
+            metadata.len()
+        )));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// `invalid_request`.
+pub(super) fn expiry(timeout_seconds: Option<u32>) -> Result<Option<u64>> {
+    match timeout_seconds {
+        None => Ok(None),
+        Some(seconds @ 1..=MAX_TIMEOUT) => Ok(Some(now() + u64::from(seconds))),
+        Some(seconds) => Err(Error::invalid(format!(
+            "timeoutSeconds {seconds}: it must be 1 to {MAX_TIMEOUT}"
+        ))),
+    }
+}
+
+/// # Errors
+/// `invalid_request`.
+pub(super) fn check_count(count: u32) -> Result<()> {
+    match count {
+        1..=MAX_COUNT => Ok(()),
+        _ => Err(Error::invalid(format!(
+            "count {count}: it must be 1 to {MAX_COUNT}"
+        ))),
+    }
+}
+
+/// As the network has it.
+///
+/// # Errors
+/// `invalid_request` with the entry that is none.
+pub(super) fn policy(policy: &NetworkPolicy) -> Result<spore_network::Policy> {
+    Ok(match policy {
+        NetworkPolicy::None => spore_network::Policy::None,
+        NetworkPolicy::Nat => spore_network::Policy::Nat,
+        NetworkPolicy::Allow(entries) => {
+            let list = spore_network::AllowList::try_from(entries.clone())
+                .map_err(|error| Error::invalid(format!("network.allow: {error}")))?;
+            spore_network::Policy::Allow(list)
+        }
+    })
+}
+
+impl Engine {
+    /// Makes sandboxes; each is made or has its reason. Only what concerns all of them is an error of the call.
+    ///
+    /// # Errors
+    /// `invalid_request`, `not_found`, `above_maximum`, `insufficient_capacity`, `draining`, and others.
+    pub fn create(&self, request: &CreateSandbox) -> Result<Vec<Result<Made>>> {
+        self.must_take_work()?;
+        let count = request.count.unwrap_or(1);
+        check_count(count)?;
+        check_metadata(&request.metadata)?;
+        let expires_at = expiry(request.timeout_seconds)?;
+        if let Some(exec) = &request.exec {
+            Collected::new(exec)?;
+        }
+        let order = self.order(request)?;
+        let promises = self.ledger.promise(order.memory_mb, count)?;
+        let one = |promise| self.make(request, &order, expires_at, promise);
+        if count == 1 {
+            return Ok(promises.into_iter().map(one).collect());
+        }
+        Ok(std::thread::scope(|scope| {
+            let making: Vec<_> = promises
+                .into_iter()
+                .map(|promise| scope.spawn(|| one(promise)))
+                .collect();
+            let joined = making.into_iter().map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::internal("the making of a sandbox panicked")))
+            });
+            joined.collect()
+        }))
+    }
+
+    fn order(&self, request: &CreateSandbox) -> Result<Order> {
+        let (checkpoint, image) = match (&request.image, &request.checkpoint) {
+            (Some(image), None) => {
+                let (checkpoint, id) = self.checkpoint_of_image(image, request)?;
+                (checkpoint, Some(id))
+            }
+            (None, Some(checkpoint)) => (self.checkpoint_id(checkpoint)?, None),
+            _ => return Err(Error::invalid("give either image or checkpoint")),
+        };
+        let facts = self.facts.of(self.host.store(), &checkpoint)?;
+        if let Some(cpus) = request.cpus.filter(|cpus| u32::from(*cpus) != facts.cpus) {
+            let message = format!("cpus {cpus}: the checkpoint has {}", facts.cpus);
+            return Err(Error::invalid(message));
+        }
+        let asked = request.memory_mb.unwrap_or(facts.floor_mb);
+        if asked > facts.max_mb {
+            let message = format!(
+                "memoryMB {asked}: forks of this have at most {} MiB",
+                facts.max_mb
+            );
+            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", facts.max_mb));
+        }
+        if let Some(disk) = request.disk_mb.filter(|disk| *disk < facts.disk_mb) {
+            let message = format!("diskMB {disk}: it has {} MiB, and disks only grow", facts.disk_mb);
+            return Err(Error::invalid(message));
+        }
+        Ok(Order {
+            checkpoint,
+            facts,
+            memory_mb: asked.max(facts.floor_mb),
+            policy: policy(&request.network)?,
+            image,
+        })
+    }
+
+    fn checkpoint_of_image(&self, name: &str, request: &CreateSandbox) -> Result<(CheckpointId, String)> {
+        let store = self.host.store();
+        let image = store.find_image(name)?;
+        let id = image.record.id.as_str().to_owned();
+        let cpus = request.cpus.map(u32::from);
+        let chosen = choose(&image, request.memory_mb.unwrap_or(0), cpus);
+        if let Some(checkpoint) = chosen {
+            return Ok((checkpoint, id));
+        }
+        let vcpus = request.cpus.unwrap_or(1);
+        if !(1..=16).contains(&vcpus) {
+            return Err(Error::invalid(format!("cpus {vcpus}: it must be 1 to 16")));
+        }
+        let floors = image
+            .record
+            .checkpoints
+            .iter()
+            .map(|checkpoint| checkpoint.floor_mb);
+        let variant = Variant {
+            floor_mb: floors.min().unwrap_or(1024),
+            vcpus,
+        };
+        let checkpoint = spore_builder::build::variant(&self.host, &image, variant, &mut Silent)?;
+        Ok((checkpoint, id))
+    }
+
+    /// Puts somebody on the network, if it is to be on one.
+    pub(super) fn plug(&self, policy: &spore_network::Policy) -> Result<Option<Plugged>> {
+        match policy {
+            spore_network::Policy::None => Ok(None),
+            policy => {
+                let network = self.host.network()?;
+                Ok(Some(Plugged::new(&network, policy)?))
+            }
+        }
+    }
+
+    fn make(
+        &self,
+        request: &CreateSandbox,
+        order: &Order,
+        expires_at: Option<u64>,
+        promise: Promise,
+    ) -> Result<Made> {
+        let plugged = self.plug(&order.policy)?;
+        let identity = Identity {
+            env: request.env.clone(),
+            ..Identity::default()
+        };
+        let who = someone(identity, plugged.as_ref());
+        let forked = self.pool.fork(&order.checkpoint, who);
+        let forked = forked.inspect_err(|_| {
+            self.metrics.fork_failures.inc();
+        })?;
+        let origin = match forked.origin {
+            pool::Origin::Shell => Origin::Shell,
+            pool::Origin::Fork => Origin::Fork,
+        };
+        let mut guest = forked.guest;
+        self.metrics.observe(origin, guest.times());
+        grow(&mut guest, order.facts.floor_mb, order.memory_mb, request.disk_mb)?;
+        let granted_mb = order.memory_mb;
+        let fixed = Fixed {
+            id: guest.id().to_owned(),
+            image: order.image.clone(),
+            checkpoint: Some(order.checkpoint.to_string()),
+            parent: None,
+            origin,
+            cpus: order.facts.cpus,
+            floor_mb: order.facts.floor_mb,
+            max_mb: order.facts.max_mb,
+            policy: request.network.clone(),
+            env: request.env.clone(),
+            created_at: now(),
+            times: times(guest.times()),
+        };
+        let held = Held {
+            guest,
+            plugged,
+            promise,
+            awaited: false,
+        };
+        let changing = Changing {
+            state: SandboxState::Running,
+            ended: None,
+            requested_mb: request.memory_mb.unwrap_or(granted_mb),
+            granted_mb,
+            metadata: request.metadata.clone(),
+            expires_at,
+        };
+        let sandbox = Sandbox::new(fixed, held, changing)?;
+        // A first command is part of the call that makes its sandbox: what ends the call ends the sandbox.
+        let mut cut = None;
+        let exec = match &request.exec {
+            Some(exec) => Some(Collected::new(exec)?.run(&sandbox, |given| cut = Some(given))?),
+            None => None,
+        };
+        Ok(Made { sandbox, exec })
+    }
+
+    /// Makes all of them known, or none where all were asked for: those that were made are ended then.
+    ///
+    /// # Errors
+    /// The first reason why there is none.
+    pub fn admit(&self, made: Vec<Result<Made>>, partial: bool) -> Result<Admitted> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for result in made {
+            match result {
+                Ok(made) => good.push(made),
+                Err(error) => bad.push(error),
+            }
+        }
+        match bad.first() {
+            Some(error) if !partial || good.is_empty() => return Err(error.clone()),
+            _ => {}
+        }
+        let known = good
+            .into_iter()
+            .map(|made| (self.register(made.sandbox), made.exec));
+        Ok(Admitted {
+            known: known.collect(),
+            failed: bad,
+        })
+    }
+}
+
+/// With its place on the network.
+pub(super) fn someone(identity: Identity, plugged: Option<&Plugged>) -> Someone {
+    match plugged {
+        Some(plugged) => Someone::on(identity, plugged.plug().clone()),
+        None => identity.into(),
+    }
+}
+
+/// Memory and disk beyond what the checkpoint has.
+fn grow(guest: &mut Guest, floor_mb: u32, memory_mb: u32, disk_mb: Option<u64>) -> Result<()> {
+    if memory_mb <= floor_mb && disk_mb.is_none() {
+        return Ok(());
+    }
+    let mut agent = guest.agent(AGENT)?;
+    if memory_mb > floor_mb {
+        guest.resize(&mut agent, memory_mb)?;
+    }
+    if let Some(disk) = disk_mb {
+        guest.grow_disk(&mut agent, disk)?;
+    }
+    Ok(())
+}

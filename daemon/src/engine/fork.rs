@@ -1,0 +1,117 @@
+//! Live forks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use spore_types::{ErrorCode, ForkRequest, Origin, SandboxState};
+use spore_vmm::guest::{Guest, Someone};
+use spore_vmm::machine::Identity;
+
+use super::create::{AGENT, Made, check_count, check_metadata, expiry, policy, someone};
+use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
+use super::{Engine, now};
+use crate::error::{Error, Result};
+
+/// Forks of a running sandbox, and how long that stood still.
+pub struct LiveForked {
+    /// The forks, each made or with its reason.
+    pub made: Vec<Result<Made>>,
+    /// How long the parent stood still.
+    pub paused: Duration,
+}
+
+impl Engine {
+    /// Forks a running sandbox.
+    ///
+    /// # Errors
+    /// What concerns all forks.
+    pub fn fork(&self, id: &str, request: &ForkRequest) -> Result<LiveForked> {
+        self.must_take_work()?;
+        check_count(request.count)?;
+        check_metadata(&request.metadata)?;
+        let expires_at = expiry(request.timeout_seconds)?;
+        let parent = self.sandbox(id)?;
+        let network = request.network.as_ref().unwrap_or(&parent.fixed.policy);
+        let policy = policy(network)?;
+        let max_mb = parent.fixed.max_mb;
+        if let Some(asked) = request.memory_mb.filter(|asked| *asked > max_mb) {
+            let message = format!("memoryMB {asked}: forks of this have at most {max_mb} MiB");
+            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", max_mb));
+        }
+        let mut env: BTreeMap<_, _> = parent.fixed.env.clone();
+        env.extend(request.env.clone());
+
+        let plugs = (0..request.count)
+            .map(|_| self.plug(&policy))
+            .collect::<Result<Vec<_>>>()?;
+        let people: Vec<Someone> = plugs
+            .iter()
+            .map(|plugged| {
+                let identity = Identity {
+                    env: env.clone(),
+                    ..Identity::default()
+                };
+                someone(identity, plugged.as_ref())
+            })
+            .collect();
+        let mut work = parent.work();
+        parent.must_run()?;
+        let held = work.held()?;
+        // What it has now, which is what its forks begin with.
+        let has_mb = parent.changing().granted_mb;
+        let wanted_mb = request.memory_mb.unwrap_or(has_mb).max(parent.fixed.floor_mb);
+        let promises = self.ledger.promise(wanted_mb.max(has_mb), request.count)?;
+        let forked = held.guest.live_fork(self.host.store(), &people);
+        held.awaited = false;
+        drop(work);
+        let forked = forked?;
+
+        let fixed = |guest: &Guest| Fixed {
+            id: guest.id().to_owned(),
+            image: parent.fixed.image.clone(),
+            checkpoint: parent.fixed.checkpoint.clone(),
+            parent: Some(parent.id().to_owned()),
+            origin: Origin::LiveFork,
+            cpus: parent.fixed.cpus,
+            floor_mb: parent.fixed.floor_mb,
+            max_mb,
+            policy: network.clone(),
+            env: env.clone(),
+            created_at: now(),
+            times: times(guest.times()),
+        };
+        let made = forked.forks.into_iter().zip(plugs).zip(promises);
+        let made = made.map(|((fork, plugged), mut promise)| {
+            let mut guest = fork.inspect_err(|_| {
+                self.metrics.fork_failures.inc();
+            })?;
+            self.metrics.observe(Origin::LiveFork, guest.times());
+            if wanted_mb != has_mb {
+                let mut agent = guest.agent(AGENT)?;
+                guest.resize(&mut agent, wanted_mb)?;
+            }
+            promise.change(wanted_mb)?;
+            let fixed = fixed(&guest);
+            let held = Held {
+                guest,
+                plugged,
+                promise,
+                awaited: false,
+            };
+            let changing = Changing {
+                state: SandboxState::Running,
+                ended: None,
+                requested_mb: request.memory_mb.unwrap_or(wanted_mb),
+                granted_mb: wanted_mb,
+                metadata: request.metadata.clone(),
+                expires_at,
+            };
+            let sandbox = Sandbox::new(fixed, held, changing)?;
+            Ok(Made { sandbox, exec: None })
+        });
+        Ok(LiveForked {
+            made: made.collect(),
+            paused: forked.times.paused,
+        })
+    }
+}

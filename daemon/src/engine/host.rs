@@ -1,0 +1,218 @@
+//! The host, as a scheduler sees it, and what sandboxes use of it.
+
+use std::path::Path;
+
+use spore_types::{Capacity, HostInfo, Pressure, Usage, Versions};
+
+use super::Engine;
+use super::sandbox::Sandbox;
+use crate::error::{Error, Result};
+
+/// The version of the API.
+const API: &str = "1";
+
+/// The value of a field of `/proc/meminfo` and files of its form, in bytes.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default().saturating_mul(1024)
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    // What cannot be read is told as nothing: none of it decides anything.
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Percent of the last 10 s in a line of a pressure file.
+fn avg10(text: &str, kind: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(kind))?;
+    let value = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("avg10="))?;
+    value.parse().ok()
+}
+
+/// Pressure of this host; `None` where the kernel does not tell.
+pub fn pressure() -> Option<Pressure> {
+    let memory = read("/proc/pressure/memory");
+    Some(Pressure {
+        memory_some: avg10(&memory, "some")?,
+        memory_full: avg10(&memory, "full")?,
+        cpu_some: avg10(&read("/proc/pressure/cpu"), "some").unwrap_or_default(),
+        io_some: avg10(&read("/proc/pressure/io"), "some").unwrap_or_default(),
+    })
+}
+
+fn load() -> [f64; 3] {
+    let text = read("/proc/loadavg");
+    let mut numbers = text
+        .split_whitespace()
+        .map(|word| word.parse().unwrap_or_default());
+    std::array::from_fn(|_| numbers.next().unwrap_or_default())
+}
+
+/// Memory of a process that it shares with nobody, in bytes.
+fn unique_bytes(pid: u32) -> (u64, u64) {
+    let rollup = read(format!("/proc/{pid}/smaps_rollup"));
+    let unique = field(&rollup, "Private_Dirty") + field(&rollup, "Private_Clean");
+    (field(&rollup, "Rss"), unique)
+}
+
+/// Processor time of a process, in milliseconds.
+fn cpu_ms(pid: u32) -> u64 {
+    let stat = read(format!("/proc/{pid}/stat"));
+    // The name, in parentheses, may hold anything.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let words: Vec<_> = after.split_whitespace().collect();
+    let ticks = |at: usize| {
+        words
+            .get(at)
+            .and_then(|word| word.parse::<u64>().ok())
+            .unwrap_or_default()
+    };
+    // utime and stime, fields 14 and 15 of proc(5); the state, field 3, is the first word here.
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    (ticks(11) + ticks(12)) * 1000 / per_second
+}
+
+impl Engine {
+    /// What a sandbox has used.
+    pub fn usage(&self, sandbox: &Sandbox) -> Usage {
+        let (rss_bytes, unique_bytes) = unique_bytes(sandbox.pid());
+        let changing = sandbox.changing();
+        let plugged_mb = changing.granted_mb.saturating_sub(sandbox.fixed.floor_mb);
+        drop(changing);
+        // Whoever works with it has its network too; then there are no counts this time.
+        let traffic = sandbox.try_work().and_then(|mut work| {
+            let held = work.held().ok()?;
+            held.plugged.as_ref()?.attachment().traffic().ok()
+        });
+        let run = sandbox.console().parent().map(Path::to_owned).unwrap_or_default();
+        Usage {
+            cpu_ms: cpu_ms(sandbox.pid()),
+            rss_bytes,
+            unique_bytes,
+            plugged_bytes: u64::from(plugged_mb) << 20,
+            disk_bytes: disk_bytes(&run),
+            network_received_bytes: traffic.as_ref().map_or(0, |traffic| traffic.received_bytes),
+            network_sent_bytes: traffic.as_ref().map_or(0, |traffic| traffic.sent_bytes),
+        }
+    }
+
+    /// The host.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn host_info(&self) -> Result<HostInfo> {
+        let meminfo = read("/proc/meminfo");
+        let (committed_mb, count) = self.ledger.committed();
+        let list = self.list();
+        let plugged_mb = list
+            .iter()
+            .map(|sandbox| {
+                let granted = sandbox.changing().granted_mb;
+                u64::from(granted.saturating_sub(sandbox.fixed.floor_mb))
+            })
+            .sum();
+        let unique: u64 = list.iter().map(|sandbox| unique_bytes(sandbox.pid()).1).sum();
+        let store = self.host.store();
+        let disk = rustix::fs::statvfs(store.root()).map_err(Error::internal)?;
+        let pool = self.pool.stats();
+        let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let limit_mb = self.ledger.limit_mb();
+        Ok(HostInfo {
+            draining: self.draining.load(std::sync::atomic::Ordering::Relaxed),
+            memory: Capacity {
+                total_mb: field(&meminfo, "MemTotal") >> 20,
+                available_mb: field(&meminfo, "MemAvailable") >> 20,
+                reserve_mb: self.config.limits.reserve_mb,
+                limit_mb,
+                committed_mb,
+                plugged_mb,
+                unique_mb: unique >> 20,
+                overcommit: self.config.limits.overcommit,
+                largest_fit_mb: limit_mb.saturating_sub(committed_mb),
+            },
+            pressure: pressure(),
+            cpus: std::thread::available_parallelism().map_or(1, |count| small(count.get())),
+            load: load(),
+            disk_total_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+            disk_free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+            sandboxes: count,
+            max_sandboxes: self.ledger.max_sandboxes(),
+            builds: self.builds.running(),
+            images: self.images()?.into_iter().map(|image| image.id).collect(),
+            checkpoints: self
+                .checkpoints()?
+                .into_iter()
+                .map(|checkpoint| checkpoint.id)
+                .collect(),
+            templates: small(pool.templates),
+            shells: small(pool.shells),
+            kvm: kvm_kind().to_owned(),
+            confinement: Vec::new(),
+            versions: Versions {
+                spore: env!("CARGO_PKG_VERSION").to_owned(),
+                api: API.to_owned(),
+                kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+                guest_kernel: self.host.kernel_digest().ok().map(|digest| digest.to_string()),
+            },
+            started_at: self.started_at,
+        })
+    }
+}
+
+/// What the files of a run directory take on the disk, in bytes.
+fn disk_bytes(run: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(run) else {
+        return 0;
+    };
+    let files = entries.flatten().filter_map(|entry| entry.metadata().ok());
+    files.map(|file| file.blocks() * 512).sum()
+}
+
+/// `hardware`, or `software` where the host's processor has neither VMX nor SVM.
+fn kvm_kind() -> &'static str {
+    let cpuinfo = read("/proc/cpuinfo");
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    match flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm")
+    {
+        true => "hardware",
+        false => "software",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_proc_are_found() {
+        let meminfo = "MemTotal:       16 kB\nMemAvailable:    8 kB\n";
+        assert_eq!(field(meminfo, "MemTotal"), 16384);
+        assert_eq!(field(meminfo, "Mem"), 0);
+        let psi =
+            "some avg10=1.25 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.50 avg60=0 avg300=0 total=1\n";
+        assert_eq!(avg10(psi, "some"), Some(1.25));
+        assert_eq!(avg10(psi, "full"), Some(0.5));
+        assert_eq!(avg10("", "some"), None);
+    }
+
+    #[test]
+    fn a_process_has_used_time_and_memory() {
+        let pid = std::process::id();
+        let (rss, unique) = unique_bytes(pid);
+        assert!(rss >= unique && unique > 0);
+        let busy = std::time::Instant::now();
+        while busy.elapsed().as_millis() < 60 {}
+        assert!(cpu_ms(pid) >= 10);
+    }
+}

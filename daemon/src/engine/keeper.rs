@@ -1,0 +1,87 @@
+//! What is done when nobody asks: noticing sandboxes that ended by themselves or whose time is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use spore_types::SandboxState;
+
+use super::Engine;
+use super::sandbox::Sandbox;
+
+/// Between two looks.
+const ROUND: Duration = Duration::from_millis(250);
+/// How long a VM may take to say that it has not ended.
+const ASK: Duration = Duration::from_millis(1);
+
+/// The thread. Dropping it ends it.
+pub struct Keeper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(engine: Arc<Engine>) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                for sandbox in engine.list() {
+                    if let Some(cause) = ended(&sandbox) {
+                        engine.end(&sandbox, &cause);
+                    }
+                }
+                engine.expire();
+                std::thread::sleep(ROUND);
+            }
+        })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, nothing is left to keep.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a sandbox's VM has ended, if it has and nobody works with it: whoever does will hear.
+fn ended(sandbox: &Sandbox) -> Option<String> {
+    let mut work = sandbox.try_work()?;
+    let held = work.held().ok()?;
+    if sandbox.changing().state == SandboxState::Paused {
+        return held
+            .guest
+            .vm()
+            .is_gone()
+            .then(|| "its VM process is gone".to_owned());
+    }
+    // Once it was asked, it says so by itself, and there is something to read.
+    if held.awaited && !readable(held.guest.vm().control()) {
+        return None;
+    }
+    held.awaited = true;
+    match held.guest.vm().wait_end(ASK) {
+        Ok(None) => None,
+        Ok(Some(ended)) => Some(ended.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn readable(stream: std::os::fd::BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(&stream, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}

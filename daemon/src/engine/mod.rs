@@ -1,0 +1,231 @@
+//! What the daemon does, without HTTP: blocking calls from any thread.
+//!
+//! Each call is one file's; this one has what they share.
+
+pub mod agent;
+pub mod builds;
+pub mod checkpoints;
+pub mod create;
+pub mod events;
+pub mod exec;
+pub mod facts;
+pub mod files;
+pub mod fork;
+pub mod host;
+pub mod images;
+pub mod keeper;
+pub mod ledger;
+pub mod metrics;
+pub mod sandbox;
+pub mod update;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use spore_builder::Host;
+use spore_types::{ErrorCode, EventKind};
+use spore_vmm::pool::Pool;
+
+use self::builds::Builds;
+use self::events::Events;
+use self::facts::FactsCache;
+use self::ledger::Ledger;
+use self::metrics::Metrics;
+use self::sandbox::Sandbox;
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Seconds since 1970-01-01 UTC.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// One host's sandboxes, images and checkpoints.
+pub struct Engine {
+    config: Config,
+    host: Arc<Host>,
+    pool: Pool,
+    ledger: Ledger,
+    events: Arc<Events>,
+    builds: Builds,
+    metrics: Metrics,
+    facts: FactsCache,
+    sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
+    draining: AtomicBool,
+    execs: AtomicUsize,
+    started_at: u64,
+}
+
+/// Room for one command among all that run.
+pub struct ExecSlot<'a>(&'a AtomicUsize);
+
+impl Drop for ExecSlot<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Engine {
+    /// Opens the data directory.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with this host.
+    pub fn open(config: Config) -> Result<Self> {
+        let host = Host::open(&config.data, &config.cache, config.kernel.as_deref())?;
+        let host = host.with_network(spore_network::Config {
+            range: config.network_range,
+            ..spore_network::Config::default()
+        });
+        spore_vmm::kvm::open().map_err(|error| Error::new(ErrorCode::Unsupported, error.to_string()))?;
+        let pool = Pool::new(host.store().clone(), config.budget).map_err(Error::internal)?;
+        let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
+        let metrics = Metrics::default();
+        Ok(Self {
+            ledger: Ledger::new(memory.total().get().into(), &config.limits),
+            builds: Builds::new(config.limits.builds),
+            host: Arc::new(host),
+            pool,
+            events: Arc::default(),
+            metrics,
+            facts: FactsCache::default(),
+            sandboxes: Mutex::default(),
+            draining: AtomicBool::new(false),
+            execs: AtomicUsize::new(0),
+            started_at: now(),
+            config,
+        })
+    }
+
+    /// What has happened.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Builds.
+    pub fn builds(&self) -> &Builds {
+        &self.builds
+    }
+
+    fn map(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Sandbox>>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A sandbox that has not ended.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+        let found = self.map().get(id).cloned();
+        found.ok_or_else(|| Error::not_found("sandbox", id))
+    }
+
+    /// All sandboxes, the newest first.
+    pub fn list(&self) -> Vec<Arc<Sandbox>> {
+        let mut all: Vec<_> = self.map().values().cloned().collect();
+        all.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.fixed.created_at));
+        all
+    }
+
+    /// Makes a sandbox known.
+    pub fn register(&self, sandbox: Sandbox) -> Arc<Sandbox> {
+        let sandbox = Arc::new(sandbox);
+        self.map().insert(sandbox.id().to_owned(), sandbox.clone());
+        self.metrics.sandboxes_created.inc();
+        self.events.tell(EventKind::SandboxCreated {
+            sandbox: sandbox.id().to_owned(),
+        });
+        sandbox
+    }
+
+    /// Ends a sandbox.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn delete(self: &Arc<Self>, id: &str) -> Result<()> {
+        let sandbox = self.sandbox(id)?;
+        self.end(&sandbox, "deleted");
+        Ok(())
+    }
+
+    /// A sandbox is no more, or is to be no more: its VM is ended at once and taken apart off the path.
+    pub fn end(self: &Arc<Self>, sandbox: &Arc<Sandbox>, cause: &str) {
+        if !sandbox.note_end(cause) {
+            return;
+        }
+        sandbox.kill();
+        self.map().remove(sandbox.id());
+        self.metrics.sandboxes_ended.inc();
+        self.events.tell(EventKind::SandboxEnded {
+            sandbox: sandbox.id().to_owned(),
+            cause: cause.to_owned(),
+        });
+        match sandbox.try_work() {
+            Some(mut work) => self.discard(work.take()),
+            // Whoever works with it fails soon, since its VM is dead.
+            None => {
+                let (engine, sandbox) = (self.clone(), sandbox.clone());
+                std::thread::spawn(move || engine.discard(sandbox.work().take()));
+            }
+        }
+    }
+
+    fn discard(&self, held: Option<sandbox::Held>) {
+        if let Some(held) = held {
+            // Off the network at once; the address is free when the VM is gone, which the pool sees to.
+            self.pool.destroy(held.guest);
+            drop(held.plugged);
+            drop(held.promise);
+        }
+    }
+
+    /// The daemon goes: all sandboxes end with it.
+    pub fn leave(self: &Arc<Self>) {
+        for sandbox in self.list() {
+            self.end(&sandbox, "the daemon was stopped");
+        }
+        self.pool.settle();
+    }
+
+    /// # Errors
+    /// `draining`.
+    pub fn must_take_work(&self) -> Result<()> {
+        match self.draining.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorCode::Draining,
+                "this host is draining: it takes no new sandboxes and builds",
+            )),
+        }
+    }
+
+    /// Takes new work, or none.
+    pub fn drain(&self, draining: bool) {
+        if self.draining.swap(draining, Ordering::Relaxed) != draining {
+            self.events.tell(EventKind::Draining { draining });
+        }
+    }
+
+    /// Room for one more command.
+    ///
+    /// # Errors
+    /// `busy`.
+    pub fn exec_slot(&self) -> Result<ExecSlot<'_>> {
+        let most = self.config.limits.execs;
+        if self.execs.fetch_add(1, Ordering::Relaxed) >= most {
+            self.execs.fetch_sub(1, Ordering::Relaxed);
+            let message = format!("{most} commands run already on this host; try again");
+            return Err(Error::new(ErrorCode::Busy, message));
+        }
+        Ok(ExecSlot(&self.execs))
+    }
+}

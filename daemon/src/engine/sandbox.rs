@@ -1,0 +1,247 @@
+//! One sandbox, as the daemon has it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use spore_builder::Plugged;
+use spore_types::{ErrorCode, Network, NetworkPolicy, Origin, SandboxMemory, SandboxState, SandboxTimes};
+use spore_vmm::guest::{ForkTimes, Guest};
+use spore_vmm::process::Killer;
+
+use super::ledger::Promise;
+use crate::error::{Error, Result};
+
+/// What does not change of a sandbox.
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// Its id, that of its guest.
+    pub id: String,
+    /// The image it was made of.
+    pub image: Option<String>,
+    /// The checkpoint it was made of.
+    pub checkpoint: Option<String>,
+    /// The sandbox it was forked from.
+    pub parent: Option<String>,
+    /// Where it came from.
+    pub origin: Origin,
+    /// vCPUs.
+    pub cpus: u32,
+    /// The least memory it can have, in MiB.
+    pub floor_mb: u32,
+    /// The most, in MiB.
+    pub max_mb: u32,
+    /// What it reaches.
+    pub policy: NetworkPolicy,
+    /// Variables of its commands: its forks have them too.
+    pub env: BTreeMap<String, String>,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    /// How long its making took.
+    pub times: SandboxTimes,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub struct Changing {
+    /// What it is doing.
+    pub state: SandboxState,
+    /// Why it is no more, once it is.
+    pub ended: Option<String>,
+    /// What was asked for last, in MiB.
+    pub requested_mb: u32,
+    /// What it has, in MiB.
+    pub granted_mb: u32,
+    /// Its owner's words.
+    pub metadata: BTreeMap<String, String>,
+    /// When it is to be destroyed, in seconds since 1970.
+    pub expires_at: Option<u64>,
+}
+
+/// A sandbox.
+pub struct Sandbox {
+    /// What does not change.
+    pub fixed: Fixed,
+    vsock: PathBuf,
+    console: PathBuf,
+    pid: u32,
+    killer: Killer,
+    network: Network,
+    changing: Mutex<Changing>,
+    /// Held while its VM is worked with; gone when it is no more.
+    guest: Mutex<Option<Held>>,
+}
+
+/// What a sandbox holds of the host.
+pub struct Held {
+    /// Its VM.
+    pub guest: Guest,
+    /// Its place on the network.
+    pub plugged: Option<Plugged>,
+    /// Its memory.
+    pub promise: Promise,
+    /// Whether the VM was asked to say when it ends since it was last worked with.
+    pub awaited: bool,
+}
+
+/// A sandbox's VM, held by whoever works with it.
+pub struct Work<'a>(MutexGuard<'a, Option<Held>>);
+
+impl Work<'_> {
+    /// The VM with what belongs to it.
+    ///
+    /// # Errors
+    /// `sandbox_ended`.
+    pub fn held(&mut self) -> Result<&mut Held> {
+        self.0.as_mut().ok_or_else(ended)
+    }
+
+    /// Takes it out: the sandbox is no more.
+    pub fn take(&mut self) -> Option<Held> {
+        self.0.take()
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorCode::SandboxEnded, "the sandbox has ended")
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// As the API has them.
+pub fn times(times: ForkTimes) -> SandboxTimes {
+    SandboxTimes {
+        released_us: micros(times.released),
+        woke_us: times.woke.map(micros).unwrap_or_default(),
+        ready_us: times.ready.map(micros).unwrap_or_default(),
+    }
+}
+
+impl Sandbox {
+    /// Of a guest that is ready.
+    ///
+    /// # Errors
+    /// When descriptors run out; the guest is ended then.
+    pub fn new(fixed: Fixed, mut held: Held, changing: Changing) -> Result<Self> {
+        let interface = held.plugged.as_ref().map(|plugged| &plugged.plug().network);
+        let network = Network {
+            policy: fixed.policy.clone(),
+            address: interface.map(|interface| interface.address.to_string()),
+            mac: interface.map(|interface| mac(interface.mac)),
+        };
+        Ok(Self {
+            vsock: held.guest.vm().vsock().to_owned(),
+            console: held.guest.console(),
+            pid: held.guest.pid(),
+            killer: held.guest.killer().map_err(Error::internal)?,
+            network,
+            fixed,
+            changing: Mutex::new(changing),
+            guest: Mutex::new(Some(held)),
+        })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.fixed.id
+    }
+
+    /// Unix socket of its vsock.
+    pub fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    /// The log of its serial console.
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// Process id of its VM.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What changes of it.
+    pub fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its VM, when nobody else works with it.
+    pub fn work(&self) -> Work<'_> {
+        Work(self.guest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its VM, if nobody else works with it now.
+    pub fn try_work(&self) -> Option<Work<'_>> {
+        match self.guest.try_lock() {
+            Ok(guard) => Some(Work(guard)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(Work(poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Ends its VM without waiting for whoever works with it: that fails.
+    pub fn kill(&self) {
+        self.killer.kill();
+    }
+
+    /// Notes that it is no more. `false` if that was noted before.
+    pub fn note_end(&self, cause: &str) -> bool {
+        let mut changing = self.changing();
+        let first = changing.ended.is_none();
+        if first {
+            changing.ended = Some(cause.to_owned());
+        }
+        first
+    }
+
+    /// # Errors
+    /// `sandbox_ended`, or a `conflict` if it is paused.
+    pub fn must_run(&self) -> Result<()> {
+        let changing = self.changing();
+        if changing.ended.is_some() {
+            return Err(ended());
+        }
+        match changing.state {
+            SandboxState::Running => Ok(()),
+            SandboxState::Paused => {
+                let message = format!("sandbox {} is paused; resume it first", self.id());
+                Err(Error::new(ErrorCode::Conflict, message))
+            }
+        }
+    }
+
+    /// As the API shows it.
+    pub fn show(&self) -> spore_types::Sandbox {
+        let changing = self.changing();
+        let fixed = &self.fixed;
+        spore_types::Sandbox {
+            id: fixed.id.clone(),
+            state: changing.state,
+            image: fixed.image.clone(),
+            checkpoint: fixed.checkpoint.clone(),
+            parent: fixed.parent.clone(),
+            origin: fixed.origin,
+            memory: SandboxMemory {
+                floor_mb: fixed.floor_mb,
+                requested_mb: changing.requested_mb,
+                granted_mb: changing.granted_mb,
+                max_mb: fixed.max_mb,
+            },
+            cpus: fixed.cpus,
+            network: self.network.clone(),
+            metadata: changing.metadata.clone(),
+            created_at: fixed.created_at,
+            expires_at: changing.expires_at,
+            times: fixed.times,
+            usage: None,
+        }
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    let digits: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.join(":")
+}

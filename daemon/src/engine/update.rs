@@ -1,0 +1,127 @@
+//! What is changed of a running sandbox.
+
+use std::sync::Arc;
+
+use spore_types::{ErrorCode, EventKind, SandboxState, SandboxUpdate};
+use spore_vmm::guest::{GuestError, ResizeError};
+
+use super::create::{AGENT, check_metadata, expiry};
+use super::sandbox::Sandbox;
+use super::{Engine, now};
+use crate::error::{Error, Result};
+
+impl Engine {
+    /// Changes what is asked, memory first: if that fails, nothing is changed.
+    ///
+    /// # Errors
+    /// `above_maximum`, `insufficient_capacity` with how far it got, `conflict` if it is paused.
+    pub fn update(&self, id: &str, update: &SandboxUpdate) -> Result<Arc<Sandbox>> {
+        let sandbox = self.sandbox(id)?;
+        if let Some(metadata) = &update.metadata {
+            check_metadata(metadata)?;
+        }
+        let expires_at = match update.timeout_seconds {
+            Some(0) => Some(None),
+            None => None,
+            given => Some(expiry(given)?),
+        };
+        if let Some(memory_mb) = update.memory_mb {
+            self.resize(&sandbox, memory_mb)?;
+        }
+        let mut changing = sandbox.changing();
+        if let Some(metadata) = &update.metadata {
+            changing.metadata.clone_from(metadata);
+        }
+        if let Some(expires_at) = expires_at {
+            changing.expires_at = expires_at;
+        }
+        drop(changing);
+        Ok(sandbox)
+    }
+
+    fn resize(&self, sandbox: &Sandbox, asked_mb: u32) -> Result<()> {
+        if asked_mb > sandbox.fixed.max_mb {
+            let message = format!(
+                "memoryMB {asked_mb}: this sandbox can have at most {} MiB",
+                sandbox.fixed.max_mb
+            );
+            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", sandbox.fixed.max_mb));
+        }
+        let wanted = asked_mb.max(sandbox.fixed.floor_mb);
+        let mut work = sandbox.work();
+        sandbox.must_run()?;
+        let held = work.held()?;
+        let before = held.promise.memory_mb();
+        // Promised before it is given, and taken back only after it came back.
+        if u64::from(wanted) > before {
+            held.promise.change(wanted)?;
+        }
+        let agent = held.guest.agent(AGENT);
+        let resized = agent.and_then(|mut agent| held.guest.resize(&mut agent, wanted));
+        held.awaited = false;
+        let granted = match &resized {
+            Ok(granted) => granted.granted_mb,
+            Err(GuestError::Resize(
+                ResizeError::GrewShort(short)
+                | ResizeError::ShrankShort(short)
+                | ResizeError::NotOnline(short),
+            )) => short.granted_mb,
+            Err(_) => u32::try_from(before).unwrap_or(u32::MAX),
+        };
+        // Not more than was promised, so there is room.
+        held.promise.change(granted)?;
+        let mut changing = sandbox.changing();
+        changing.requested_mb = asked_mb;
+        changing.granted_mb = granted;
+        drop(changing);
+        self.events.tell(EventKind::SandboxResized {
+            sandbox: sandbox.id().to_owned(),
+            granted_mb: granted,
+        });
+        resized.map(drop).map_err(Error::from)
+    }
+
+    /// Stops a sandbox's vCPUs; stopped is fine.
+    ///
+    /// # Errors
+    /// `sandbox_ended`.
+    pub fn pause(&self, id: &str) -> Result<Arc<Sandbox>> {
+        self.set_state(id, SandboxState::Paused)
+    }
+
+    /// Lets a sandbox's vCPUs run; running is fine.
+    ///
+    /// # Errors
+    /// `sandbox_ended`.
+    pub fn resume(&self, id: &str) -> Result<Arc<Sandbox>> {
+        self.set_state(id, SandboxState::Running)
+    }
+
+    fn set_state(&self, id: &str, wanted: SandboxState) -> Result<Arc<Sandbox>> {
+        let sandbox = self.sandbox(id)?;
+        let mut work = sandbox.work();
+        let held = work.held()?;
+        if sandbox.changing().state != wanted {
+            let vm = held.guest.vm();
+            match wanted {
+                SandboxState::Paused => vm.pause(),
+                SandboxState::Running => vm.resume(),
+            }
+            .map_err(GuestError::from)?;
+            held.awaited = false;
+            sandbox.changing().state = wanted;
+        }
+        drop(work);
+        Ok(sandbox)
+    }
+
+    /// Ends the sandboxes whose time is over.
+    pub fn expire(self: &Arc<Self>) {
+        let now = now();
+        for sandbox in self.list() {
+            if sandbox.changing().expires_at.is_some_and(|at| at <= now) {
+                self.end(&sandbox, "expired");
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! `/v1/sandboxes/{id}/exec`.
+
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use futures_util::{SinkExt, StreamExt};
+use spore_protocol::{ExecEvent, ExecWriter, OutputStream, StdinMode};
+use spore_types::{ErrorReply, ExecControl, ExecReport, ExecRequest, ExecResult};
+use tokio::sync::{mpsc, oneshot};
+
+use super::extract::{Body, Path};
+use super::{Shared, blocking};
+use crate::engine::agent::{Cut, connect, explain};
+use crate::engine::exec::{Collected, result, to_agent};
+use crate::engine::sandbox::Sandbox;
+use crate::error::{Error, Result};
+
+/// How long a client may take to say what it wants to run.
+const FIRST: Duration = Duration::from_secs(30);
+/// The longest message, in bytes.
+const MAX_MESSAGE: usize = 1 << 20;
+/// Messages on their way.
+const PIECES: usize = 16;
+
+/// Runs a command to its end.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecRequest,
+    responses((status = 200, description = "It ended", body = ExecResult),
+              (status = "default", description = "It was not run, or not seen to its end", body = ErrorReply)))]
+pub async fn run(
+    State(engine): State<Shared>,
+    Path(id): Path<String>,
+    Body(request): Body<ExecRequest>,
+) -> Result<Json<ExecResult>> {
+    let command = Collected::new(&request)?;
+    let sandbox = engine.sandbox(&id)?;
+    let slots = engine.clone();
+    let _slot = slots.exec_slot()?;
+    // Dropped with this future: the command of a client that goes is killed.
+    let (give_cut, cut) = oneshot::channel::<Cut>();
+    let running = blocking(move || command.run(&sandbox, |cut| drop(give_cut.send(cut))));
+    let hold = async {
+        // Held until the command has ended.
+        let _cut = cut.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = running => Ok(Json(result?)),
+        () = hold => Err(Error::internal("unreachable")),
+    }
+}
+
+/// Runs a command with its input and output as they come. The first message is an `ExecRequest`; see `ExecControl`
+/// and `ExecReport` for the others.
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), responses(
+    (status = 101, description = "A WebSocket", body = ExecReport),
+    (status = "default", description = "An error", body = ErrorReply)))]
+pub async fn stream(
+    State(engine): State<Shared>,
+    Path(id): Path<String>,
+    upgrade: std::result::Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    let upgrade = upgrade.map_err(|rejection| Error::invalid(rejection.body_text()))?;
+    let sandbox = engine.sandbox(&id)?;
+    Ok(upgrade
+        .max_message_size(MAX_MESSAGE)
+        .on_upgrade(move |socket| async move {
+            let slots = engine.clone();
+            let report = match slots.exec_slot() {
+                Ok(_slot) => converse(socket, sandbox).await,
+                Err(error) => refuse(socket, error).await,
+            };
+            // A client that has gone hears nothing.
+            drop(report);
+        }))
+}
+
+fn text(report: &ExecReport) -> Message {
+    Message::Text(serde_json::to_string(report).unwrap_or_default().into())
+}
+
+async fn refuse(mut socket: WebSocket, error: Error) -> std::result::Result<(), axum::Error> {
+    socket.send(text(&ExecReport::Error(error.into_body()))).await?;
+    socket.send(Message::Close(None)).await
+}
+
+/// What the client wants of a command that runs.
+enum Wish {
+    Input(Vec<u8>),
+    Control(ExecControl),
+}
+
+async fn first(socket: &mut WebSocket) -> Result<ExecRequest> {
+    let message = tokio::time::timeout(FIRST, socket.recv()).await;
+    let message = message.map_err(|_| Error::invalid("the first message did not come"))?;
+    match message {
+        Some(Ok(Message::Text(text))) => {
+            serde_json::from_str(&text).map_err(|error| Error::invalid(format!("the first message: {error}")))
+        }
+        _ => Err(Error::invalid("the first message must be a text: an ExecRequest")),
+    }
+}
+
+async fn converse(
+    mut socket: WebSocket,
+    sandbox: std::sync::Arc<Sandbox>,
+) -> std::result::Result<(), axum::Error> {
+    let request = match first(&mut socket).await {
+        Ok(request) => request,
+        Err(error) => return refuse(socket, error).await,
+    };
+    let (wishes, wished) = mpsc::channel(PIECES);
+    let (said, mut saying) = mpsc::channel(PIECES);
+    let (give_cut, cut) = oneshot::channel::<Cut>();
+    let running = tokio::task::spawn_blocking(move || {
+        let begun = |cut| drop(give_cut.send(cut));
+        let report = match interact(&sandbox, &request, begun, wished, &said) {
+            Ok(result) => ExecReport::Exit(result),
+            Err(error) => ExecReport::Error(error.into_body()),
+        };
+        // A client that has gone hears nothing.
+        let _ = said.blocking_send(text(&report));
+    });
+    let (mut to_client, mut from_client) = socket.split();
+    // Dropped at the end of this function, however that comes: the command ends then.
+    let _cut = cut.await.ok();
+    let listening = async {
+        while let Some(Ok(message)) = from_client.next().await {
+            let wish = match message {
+                Message::Binary(bytes) => Wish::Input(bytes.to_vec()),
+                Message::Text(text) => match serde_json::from_str(&text) {
+                    Ok(control) => Wish::Control(control),
+                    Err(_) => break,
+                },
+                Message::Close(_) => break,
+                Message::Ping(_) | Message::Pong(_) => continue,
+            };
+            if wishes.send(wish).await.is_err() {
+                // The command takes no more; its end is still to come.
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let telling = async {
+        while let Some(message) = saying.recv().await {
+            to_client.send(message).await?;
+        }
+        to_client.send(Message::Close(None)).await
+    };
+    let told = tokio::select! {
+        told = telling => told,
+        () = listening => Ok(()),
+    };
+    drop((_cut, saying));
+    // Its threads end with the connection that was cut.
+    drop(running);
+    told
+}
+
+/// Runs a command with what comes from `wished`, telling `said` what it writes. In a thread that may block.
+fn interact(
+    sandbox: &Sandbox,
+    request: &ExecRequest,
+    begun: impl FnOnce(Cut),
+    mut wished: mpsc::Receiver<Wish>,
+    said: &mpsc::Sender<Message>,
+) -> Result<ExecResult> {
+    if request.stdin.is_some() {
+        return Err(Error::invalid(
+            "stdin: a stream sends its input in binary messages",
+        ));
+    }
+    let mut asked = to_agent(request, None)?;
+    asked.stdin = StdinMode::Piped;
+    let (mut agent, cut) = connect(sandbox)?;
+    begun(cut);
+    let started = Instant::now();
+    agent
+        .start_exec(&asked)
+        .map_err(|error| explain(sandbox, error))?;
+    let stream = agent.stream().try_clone().map_err(Error::internal)?;
+    let writing = std::thread::Builder::new()
+        .name("exec-input".into())
+        .spawn(move || {
+            let mut writer = ExecWriter::new(stream);
+            // It fails when the command has ended: what is still to come is for nobody.
+            while let Some(wish) = wished.blocking_recv() {
+                let sent = match wish {
+                    Wish::Input(bytes) => writer.stdin(&bytes),
+                    Wish::Control(ExecControl::StdinEnd) => writer.stdin_eof(),
+                    Wish::Control(ExecControl::Signal(signal)) => writer.signal(signal.signal),
+                    Wish::Control(ExecControl::Resize(_)) => Ok(()),
+                };
+                if sent.is_err() {
+                    break;
+                }
+            }
+        });
+    writing.map_err(Error::internal)?;
+    loop {
+        match agent.next_event().map_err(|error| explain(sandbox, error))? {
+            ExecEvent::Output(stream, bytes) => {
+                let mut message = vec![if stream == OutputStream::Stdout { 1 } else { 2 }];
+                message.extend_from_slice(bytes);
+                if said.blocking_send(Message::Binary(message.into())).is_err() {
+                    return Err(Error::new(
+                        spore_types::ErrorCode::Cancelled,
+                        "the client has gone",
+                    ));
+                }
+            }
+            ExecEvent::StdinAck(_) => {}
+            ExecEvent::Exited(outcome) => return Ok(result(&outcome, started)),
+        }
+    }
+}

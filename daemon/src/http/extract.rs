@@ -1,0 +1,85 @@
+//! What is read of a request, refused in our words.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use spore_types::ErrorCode;
+
+use crate::error::Error;
+
+/// How long a client may take to send a body.
+const SENDING: Duration = Duration::from_secs(60);
+
+/// A JSON body. An empty one is `{}`.
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let bytes = body(request, state).await?;
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(bytes)
+            .map(Body)
+            .map_err(|error| Error::invalid(format!("the body: {error}")))
+    }
+}
+
+/// All of a request's body.
+pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    let read = tokio::time::timeout(SENDING, Bytes::from_request(request, state)).await;
+    let read = read.map_err(|_| {
+        Error::new(
+            ErrorCode::TimedOut,
+            format!("the body did not come within {} s", SENDING.as_secs()),
+        )
+    })?;
+    read.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(inner) if inner.status() == 413 => {
+            Error::new(ErrorCode::TooLarge, "the body is longer than this call takes")
+        }
+        other => Error::invalid(format!("the body: {}", other.body_text())),
+    })
+}
+
+/// What is in the path.
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(path)) => Ok(Self(path)),
+            Err(rejection) => Err(Error::invalid(format!("the path: {}", rejection.body_text()))),
+        }
+    }
+}
+
+/// What is behind the path's question mark.
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(Error::invalid(format!("the query: {}", rejection.body_text()))),
+        }
+    }
+}
+
+/// A switch in a query: `1` or `true`, `0` or `false`, absent.
+pub fn switch<'de, D: serde::Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(from)?;
+    match &*text {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(serde::de::Error::custom("a switch is 1 or 0")),
+    }
+}

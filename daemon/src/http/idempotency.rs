@@ -1,0 +1,163 @@
+//! `Idempotency-Key`: a call that makes something, made once however often it is sent.
+//!
+//! A call with a key goes on when its client hangs up: that is what lets the client ask again and be told.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use spore_types::ErrorCode;
+use tokio::sync::watch;
+
+use super::extract::body;
+use super::reply;
+use crate::error::{Error, Result};
+
+/// How long an answer is kept.
+const KEPT: Duration = Duration::from_secs(3600);
+/// The longest key, in characters.
+const MAX_KEY: usize = 128;
+/// The most keys that are kept.
+const MAX_KEYS: usize = 100_000;
+/// The longest answer: 64 sandboxes, each with two full outputs, are never near it.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// An answer, once there is one; `None` inside: the call failed so that it may be tried again.
+type Answer = Option<Option<(StatusCode, Bytes)>>;
+
+struct Entry {
+    call: String,
+    body: Bytes,
+    at: Instant,
+    answer: watch::Receiver<Answer>,
+}
+
+/// Answers by key.
+#[derive(Default)]
+pub struct Replies(Mutex<BTreeMap<String, Entry>>);
+
+enum Turn {
+    First(watch::Sender<Answer>),
+    Later(watch::Receiver<Answer>),
+}
+
+impl Replies {
+    fn turn(&self, key: &str, call: String, body: &Bytes) -> Result<Turn> {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(key).filter(|entry| entry.at.elapsed() < KEPT) {
+            if entry.call != call || entry.body != *body {
+                let message = "Idempotency-Key: this key was used with another request";
+                return Err(Error::new(ErrorCode::Conflict, message));
+            }
+            return Ok(Turn::Later(entry.answer.clone()));
+        }
+        if entries.len() >= MAX_KEYS {
+            entries.retain(|_, entry| entry.at.elapsed() < KEPT);
+            if entries.len() >= MAX_KEYS {
+                let message = format!("{MAX_KEYS} idempotency keys are in use");
+                return Err(Error::new(ErrorCode::Busy, message));
+            }
+        }
+        let (done, answer) = watch::channel(None);
+        let entry = Entry {
+            call,
+            body: body.clone(),
+            at: Instant::now(),
+            answer,
+        };
+        entries.insert(key.to_owned(), entry);
+        Ok(Turn::First(done))
+    }
+
+    fn forget(&self, key: &str) {
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.remove(key);
+    }
+}
+
+/// The key of a request, if it has one.
+fn key(request: &Request) -> Result<Option<String>> {
+    let Some(value) = request.headers().get("idempotency-key") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let fits = (1..=MAX_KEY).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !fits {
+        return Err(Error::invalid("Idempotency-Key: 1 to 128 printable characters"));
+    }
+    Ok(Some(text.to_owned()))
+}
+
+/// Makes a call once.
+pub async fn once(State(replies): State<Arc<Replies>>, request: Request, next: Next) -> Response {
+    match answer(replies, request, next).await {
+        Ok(response) => response,
+        Err(error) => reply::error(error),
+    }
+}
+
+async fn answer(replies: Arc<Replies>, request: Request, next: Next) -> Result<Response> {
+    let Some(key) = key(&request)? else {
+        return Ok(next.run(request).await);
+    };
+    let (parts, rest) = request.into_parts();
+    let call = format!("{} {}", parts.method, parts.uri);
+    let body = body(Request::from_parts(parts.clone(), rest), &()).await?;
+    loop {
+        match replies.turn(&key, call.clone(), &body)? {
+            Turn::First(done) => {
+                let request = Request::from_parts(parts, Body::from(body));
+                let (replies, key) = (replies.clone(), key.clone());
+                // Not ended by whoever hangs up.
+                let running = tokio::spawn(async move {
+                    let mut entry = Unanswered {
+                        replies,
+                        key: Some(key),
+                    };
+                    let response = next.run(request).await;
+                    let (head, body) = response.into_parts();
+                    let bytes = axum::body::to_bytes(body, MAX_ANSWER).await.unwrap_or_default();
+                    if !head.status.is_server_error() {
+                        entry.key = None;
+                        done.send_replace(Some(Some((head.status, bytes.clone()))));
+                    }
+                    Response::from_parts(head, Body::from(bytes))
+                });
+                return running.await.map_err(Error::internal);
+            }
+            Turn::Later(mut answer) => {
+                match answer.wait_for(Option::is_some).await.map(|seen| seen.clone()) {
+                    Ok(Some(Some((status, bytes)))) => {
+                        let json = [
+                            ("content-type", "application/json"),
+                            ("idempotency-replayed", "true"),
+                        ];
+                        return Ok((status, json, bytes).into_response());
+                    }
+                    // It came to nothing that lasts: now it is our turn.
+                    _ => continue,
+                }
+            }
+        }
+    }
+}
+
+/// A call without an answer that lasts, whatever ended it: its key is free again.
+struct Unanswered {
+    replies: Arc<Replies>,
+    /// Absent once it is answered.
+    key: Option<String>,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            self.replies.forget(key);
+        }
+    }
+}
