@@ -230,6 +230,23 @@ fn a_signal_goes_to_the_foreground() {
 }
 
 #[test]
+fn a_signal_goes_to_the_command_if_nobody_is_in_the_foreground() {
+    let agent = TestAgent::start();
+    // The foreground is a group whose only process has ended.
+    let script = "use POSIX; $| = 1; $SIG{TERM} = sub { print 'me'; exit 3 }; my $child = fork; \
+                  if (!$child) { setpgid(0, 0); exit 0 } setpgid($child, $child); \
+                  POSIX::tcsetpgrp(0, $child) or die; waitpid $child, 0; print 'ready'; sleep 1 while 1";
+    let request = ExecRequest {
+        argv: ["perl", "-e", script].map(str::to_owned).into(),
+        ..on_terminal("")
+    };
+    let mut person = Person::start(&agent, &request);
+    person.sees("ready");
+    person.writer.signal(15).unwrap();
+    assert_eq!(person.end(), (ExitStatus::Code(3), "readyme".to_owned()));
+}
+
+#[test]
 fn the_end_of_input_ends_a_line_that_has_begun_too() {
     let agent = TestAgent::start();
     for (typed, shown) in [("", ""), ("line\n", "line\r\nline\r\n"), ("begun", "begunbegun")] {
