@@ -201,7 +201,9 @@ impl Agent {
             match frame::decode(body)? {
                 HostFrame::Request(request) => self.answer(request, connection, buffers)?,
                 // On its way while the process ended, or while a file was refused.
-                HostFrame::Stdin(_) | HostFrame::StdinEof | HostFrame::Signal(_) => continue,
+                HostFrame::Stdin(_) | HostFrame::StdinEof | HostFrame::Signal(_) | HostFrame::Resize(_) => {
+                    continue;
+                }
                 HostFrame::Data(_) | HostFrame::End => {
                     let failure = Failure::new(FailureKind::OutOfTurn, "file contents without a file");
                     buffers.push(&Reply::Failed(failure))?;
@@ -226,6 +228,7 @@ impl Agent {
             Request::ReadFile { path } => files::send(&path, connection, buffers)?,
             Request::WriteFile { path, mode } => files::receive(&path, mode, connection, buffers)?,
             Request::ListDir { path } => files::list(&path, connection, buffers)?,
+            Request::Stat { path } => buffers.push_result(files::stat(&path), Reply::Stat)?,
             Request::MakeDir { path, mode } => buffers.push_done(files::make_dir(&path, mode))?,
             Request::Remove { path, recursive } => buffers.push_done(files::remove(&path, recursive))?,
             Request::GetDefaults => buffers.push(&Reply::Defaults((*self.defaults.get()).clone()))?,

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use spore_protocol::frame;
-use spore_protocol::{CHUNK_BYTES, DirEntry, EntryKind, Failure, FailureKind, FileInfo, HostFrame, Reply};
+use spore_protocol::{
+    CHUNK_BYTES, DirEntry, EntryKind, Failure, FailureKind, FileInfo, FileStat, HostFrame, Reply,
+};
 
 use crate::conversation::{Buffers, Conn};
 use crate::exec::Gone;
@@ -132,20 +134,37 @@ pub fn list(path: &str, connection: &Conn, buffers: &mut Buffers) -> Result<(), 
 }
 
 fn describe(entry: &fs::DirEntry) -> io::Result<DirEntry> {
-    let metadata = entry.metadata()?;
+    let stat = stat_of(&entry.metadata()?);
+    Ok(DirEntry {
+        name: entry.file_name().to_string_lossy().into_owned(),
+        kind: stat.kind,
+        size_bytes: stat.size_bytes,
+        mode: stat.mode,
+        modified_seconds: stat.modified_seconds,
+    })
+}
+
+fn stat_of(metadata: &fs::Metadata) -> FileStat {
     let kind = match metadata.file_type() {
         kind if kind.is_file() => EntryKind::File,
         kind if kind.is_dir() => EntryKind::Directory,
         kind if kind.is_symlink() => EntryKind::Symlink,
         _ => EntryKind::Other,
     };
-    Ok(DirEntry {
-        name: entry.file_name().to_string_lossy().into_owned(),
+    FileStat {
         kind,
         size_bytes: metadata.len(),
         mode: metadata.mode() & MODE_BITS,
         modified_seconds: metadata.mtime(),
-    })
+    }
+}
+
+/// Answers [`Request::Stat`](spore_protocol::Request::Stat).
+pub fn stat(path: &str) -> Result<FileStat, Failure> {
+    let metadata = fs::symlink_metadata(absolute(path)?);
+    metadata
+        .map(|metadata| stat_of(&metadata))
+        .map_err(|error| Failure::from_io(format!("stat {path:?}"), &error))
 }
 
 /// Does [`Request::MakeDir`](spore_protocol::Request::MakeDir).

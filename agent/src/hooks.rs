@@ -129,7 +129,7 @@ fn run_one(
 fn stdio(console: BorrowedFd<'_>) -> io::Result<Stdio> {
     // Above 2, as the spawn wants it.
     let console = || rustix::io::fcntl_dupfd_cloexec(console, 3);
-    Ok(Stdio {
+    Ok(Stdio::Apart {
         stdin: rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
         stdout: console()?,
         stderr: console()?,

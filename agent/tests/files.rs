@@ -207,6 +207,60 @@ fn a_large_directory_is_listed_whole() {
 }
 
 #[test]
+fn what_is_at_a_path_is_told_without_following_a_link() {
+    let agent = TestAgent::start();
+    let mut client = agent.client();
+    let files = agent.files();
+    fs::write(files.join("file"), "12345").unwrap();
+    fs::set_permissions(files.join("file"), fs::Permissions::from_mode(0o4711)).unwrap();
+    let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_234_567_890);
+    fs::File::options()
+        .write(true)
+        .open(files.join("file"))
+        .unwrap()
+        .set_modified(when)
+        .unwrap();
+    fs::create_dir(files.join("directory")).unwrap();
+    symlink("file", files.join("link")).unwrap();
+    symlink("nowhere", files.join("broken")).unwrap();
+    rustix_mkfifo(text(&files.join("pipe")));
+    let stat = client.stat(text(&files.join("file"))).unwrap();
+    assert_eq!(
+        (stat.kind, stat.size_bytes, stat.mode, stat.modified_seconds),
+        (EntryKind::File, 5, 0o4711, 1_234_567_890)
+    );
+    for (name, kind) in [
+        ("directory", EntryKind::Directory),
+        ("link", EntryKind::Symlink),
+        ("broken", EntryKind::Symlink),
+        ("pipe", EntryKind::Other),
+    ] {
+        let stat = client.stat(text(&files.join(name))).unwrap();
+        assert_eq!(stat.kind, kind, "{name}");
+    }
+    assert_eq!(
+        client.stat(text(&files.join("link"))).unwrap().size_bytes,
+        4,
+        "of the link itself"
+    );
+    assert_eq!(client.stat("/").unwrap().kind, EntryKind::Directory);
+    assert_eq!(client.stat("/dev/null").unwrap().kind, EntryKind::Other);
+    for (path, kind) in [
+        (text(&files.join("missing")), FailureKind::NotFound),
+        (text(&files.join("file/x")), FailureKind::NotADirectory),
+        // A slash at the end asks for a directory, so the link is followed.
+        (text(&files.join("link/")), FailureKind::NotADirectory),
+        (text(&files.join("n".repeat(300))), FailureKind::TooLarge),
+        ("relative", FailureKind::InvalidArgument),
+        ("", FailureKind::InvalidArgument),
+        ("/a\0b", FailureKind::InvalidArgument),
+    ] {
+        assert_eq!(refusal(client.stat(path)), kind, "{path:?}");
+    }
+    client.ping().unwrap();
+}
+
+#[test]
 fn directories_are_made_and_removed() {
     let agent = TestAgent::start();
     let mut client = agent.client();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use spore_protocol::{AgentClient, ExecRequest, connect_handshake};
+use spore_protocol::{AgentClient, ClientError, ExecEvent, ExecRequest, TtySize, connect_handshake};
 
 use crate::input::Input;
 
@@ -43,7 +43,7 @@ pub fn run(data: &[u8]) {
     said = &hello;
     let mut agent = AgentClient::new(Guest(said), "fuzz");
     for question in [asked, asked >> 3] {
-        let _ = match question % 8 {
+        let _ = match question % 10 {
             0 => agent.status().map(drop),
             1 => agent.exec_collect(&ExecRequest::new(["x"]), b"in").map(drop),
             2 => agent.read_file("/x", &mut io::sink()).map(drop),
@@ -51,9 +51,21 @@ pub fn run(data: &[u8]) {
             4 => agent.list_dir("/").map(drop),
             5 => agent.memory(true).map(drop),
             6 => agent.get_defaults().map(drop),
+            7 => agent.stat("/x").map(drop),
+            8 => at_a_terminal(&mut agent),
             _ => agent.sleep(),
         };
     }
+}
+
+/// As an interactive caller has it: to the end of the command, or of what the guest says.
+fn at_a_terminal(agent: &mut AgentClient<Guest<'_>>) -> Result<(), ClientError> {
+    agent.start_exec(&ExecRequest {
+        tty: Some(TtySize { rows: 24, cols: 80 }),
+        ..ExecRequest::new(["x"])
+    })?;
+    while !matches!(agent.next_event()?, ExecEvent::Exited(_)) {}
+    Ok(())
 }
 
 /// Keeps what is written to it.

@@ -41,14 +41,14 @@ pub use frame::{FrameBuf, FrameError, MAX_FRAME_BYTES};
 pub use hello::{HandshakeError, Hello};
 pub use message::{
     DirEntry, DiskReport, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus, Failure,
-    FailureKind, FileInfo, FileIntegrity, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong, Reply,
-    Request, Status, StdinMode,
+    FailureKind, FileInfo, FileIntegrity, FileStat, HostFrame, Integrity, MemoryBlocks, MemoryReport, Pong,
+    Reply, Request, Status, StdinMode, TtySize,
 };
 pub use network::{Network, NetworkError};
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// The vsock port the agent listens on.
 pub const AGENT_PORT: u32 = 1024;

@@ -15,14 +15,19 @@ pub enum HostFrame<'a> {
     Request(Request),
     /// Bytes for the standard input of the running [`Request::Exec`].
     Stdin(#[serde(serialize_with = "as_bytes")] &'a [u8]),
-    /// No more standard input will come.
+    /// No more standard input will come. To a terminal this is its end-of-file character (`^D`), twice if the line has
+    /// begun: the first only hands over what there is of it.
     StdinEof,
-    /// Sends this signal number to the process group of the running [`Request::Exec`].
+    /// Sends this signal number to the process group of the running [`Request::Exec`]; if it has a terminal, to the
+    /// group in the foreground there.
     Signal(i32),
     /// Bytes of the running [`Request::WriteFile`].
     Data(#[serde(serialize_with = "as_bytes")] &'a [u8]),
     /// The running [`Request::WriteFile`] is complete.
     End,
+    /// The terminal of the running [`Request::Exec`] has another size now. Ignored if it has no terminal, and if there
+    /// are no terminals of that size.
+    Resize(TtySize),
 }
 
 /// What the host asks for.
@@ -40,7 +45,7 @@ pub enum Request {
     /// Run a command. Answered with [`Reply::Stdout`], [`Reply::Stderr`] and [`Reply::StdinAck`]
     /// in any number and at last [`Reply::Exited`], or with [`Reply::Failed`] if it was not even
     /// tried. The host may send [`HostFrame::Stdin`], [`HostFrame::StdinEof`] and
-    /// [`HostFrame::Signal`] meanwhile; what comes after the process has ended is ignored.
+    /// [`HostFrame::Signal`] meanwhile, and [`HostFrame::Resize`]; what comes after the process has ended is ignored.
     Exec(ExecRequest),
     /// Send a regular file. Answered with [`Reply::File`], [`Reply::Data`] in any number and
     /// [`Reply::End`].
@@ -101,6 +106,11 @@ pub enum Request {
         /// Size of the disk.
         bytes: u64,
     },
+    /// What is there? Answered with [`Reply::Stat`].
+    Stat {
+        /// Absolute path; a symbolic link at its end is not followed.
+        path: String,
+    },
 }
 
 /// What the agent answers.
@@ -139,6 +149,8 @@ pub enum Reply<'a> {
     Failed(Failure),
     /// To [`Request::GrowDisk`].
     Disk(DiskReport),
+    /// To [`Request::Stat`].
+    Stat(FileStat),
 }
 
 fn as_bytes<S: Serializer>(bytes: &&[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -238,6 +250,10 @@ pub struct ExecRequest {
     pub stdin: StdinMode,
     /// Kill it after this many milliseconds.
     pub time_limit_ms: Option<u64>,
+    /// Give it a terminal of this size, which controls its session and is all three of its standard streams. What
+    /// is written to it comes as [`Reply::Stdout`]; `TERM` is `xterm-256color` unless somebody says another.
+    /// With [`StdinMode::None`] nobody types there.
+    pub tty: Option<TtySize>,
 }
 
 impl ExecRequest {
@@ -246,6 +262,38 @@ impl ExecRequest {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),
             ..Self::default()
+        }
+    }
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TtySize {
+    /// Lines, 1 to [`MAX`](Self::MAX).
+    pub rows: u16,
+    /// Characters a line, 1 to [`MAX`](Self::MAX).
+    pub cols: u16,
+}
+
+impl TtySize {
+    /// The most there can be of either.
+    pub const MAX: u16 = 4096;
+
+    /// Whether there are terminals of this size.
+    ///
+    /// # Errors
+    /// [`FailureKind::InvalidArgument`] if not.
+    pub fn check(self) -> Result<(), Failure> {
+        let Self { rows, cols } = self;
+        match [rows, cols].iter().all(|count| (1..=Self::MAX).contains(count)) {
+            true => Ok(()),
+            false => Err(Failure::new(
+                FailureKind::InvalidArgument,
+                format!(
+                    "a terminal of {rows} rows and {cols} columns; 1 to {} of each can be had",
+                    Self::MAX
+                ),
+            )),
         }
     }
 }
@@ -306,6 +354,19 @@ pub struct DirEntry {
     /// Its name; bytes that are not UTF-8 are replaced by U+FFFD.
     pub name: String,
     /// What it is; symbolic links are not followed.
+    pub kind: EntryKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Last change of its contents, seconds since 1970.
+    pub modified_seconds: i64,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// What it is.
     pub kind: EntryKind,
     /// Size in bytes.
     pub size_bytes: u64,

@@ -7,13 +7,26 @@ use std::io::{self, Read, Write};
 use proptest::prelude::*;
 use spore_protocol::frame::{decode, encode};
 use spore_protocol::{
-    AgentClient, ClientError, DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExitStatus,
-    Failure, FailureKind, FileInfo, FrameBuf, Hello, HostFrame, MAX_FRAME_BYTES, MemoryBlocks, MemoryReport,
-    Network, Reply, Request, StdinMode,
+    AgentClient, ClientError, DirEntry, EntryKind, ExecDefaults, ExecOutcome, ExecRequest, ExecWriter,
+    ExitStatus, Failure, FailureKind, FileInfo, FileStat, FrameBuf, Hello, HostFrame, MAX_FRAME_BYTES,
+    MemoryBlocks, MemoryReport, Network, Reply, Request, StdinMode, TtySize,
 };
 
 fn env() -> impl Strategy<Value = BTreeMap<String, String>> {
     prop::collection::btree_map(any::<String>(), any::<String>(), 0..4)
+}
+
+fn tty_size() -> impl Strategy<Value = TtySize> {
+    any::<(u16, u16)>().prop_map(|(rows, cols)| TtySize { rows, cols })
+}
+
+fn kind() -> impl Strategy<Value = EntryKind> {
+    prop::sample::select(vec![
+        EntryKind::File,
+        EntryKind::Directory,
+        EntryKind::Symlink,
+        EntryKind::Other,
+    ])
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -24,11 +37,12 @@ fn request() -> impl Strategy<Value = Request> {
         any::<Option<String>>(),
         any::<bool>(),
         any::<Option<u64>>(),
+        prop::option::of(tty_size()),
     );
     prop_oneof![
         Just(Request::Ping),
         any::<bool>().prop_map(|count_blocks| Request::Memory { count_blocks }),
-        exec.prop_map(|(argv, env, cwd, user, piped, time_limit_ms)| {
+        exec.prop_map(|(argv, env, cwd, user, piped, time_limit_ms, tty)| {
             let stdin = if piped { StdinMode::Piped } else { StdinMode::None };
             Request::Exec(ExecRequest {
                 argv,
@@ -37,6 +51,7 @@ fn request() -> impl Strategy<Value = Request> {
                 user,
                 stdin,
                 time_limit_ms,
+                tty,
             })
         }),
         (any::<String>(), any::<Option<u32>>()).prop_map(|(path, mode)| Request::WriteFile { path, mode }),
@@ -56,6 +71,7 @@ fn request() -> impl Strategy<Value = Request> {
                 })
             }),
         any::<u64>().prop_map(|bytes| Request::GrowDisk { bytes }),
+        any::<String>().prop_map(|path| Request::Stat { path }),
         Just(Request::Integrity),
         prop::option::of(network()).prop_map(Request::Network),
     ]
@@ -87,10 +103,18 @@ fn reply() -> impl Strategy<Value = Reply<'static>> {
         any::<i32>().prop_map(ExitStatus::Signal),
         Just(ExitStatus::TimedOut),
     ];
-    let entry = (any::<String>(), any::<u64>(), any::<u32>(), any::<i64>()).prop_map(
-        |(name, size_bytes, mode, modified_seconds)| DirEntry {
+    let stat = (kind(), any::<u64>(), any::<u32>(), any::<i64>()).prop_map(
+        |(kind, size_bytes, mode, modified_seconds)| FileStat {
+            kind,
+            size_bytes,
+            mode,
+            modified_seconds,
+        },
+    );
+    let entry = (any::<String>(), kind(), any::<u64>(), any::<u32>(), any::<i64>()).prop_map(
+        |(name, kind, size_bytes, mode, modified_seconds)| DirEntry {
             name,
-            kind: EntryKind::Symlink,
+            kind,
             size_bytes,
             mode,
             modified_seconds,
@@ -108,6 +132,7 @@ fn reply() -> impl Strategy<Value = Reply<'static>> {
         (any::<u64>(), any::<u32>())
             .prop_map(|(size_bytes, mode)| Reply::File(FileInfo { size_bytes, mode })),
         prop::collection::vec(entry, 0..5).prop_map(Reply::Entries),
+        stat.prop_map(Reply::Stat),
         any::<String>().prop_map(|message| Reply::Failed(Failure::new(FailureKind::NoSpace, message))),
         any::<(u64, u64, u32, u32, u64)>().prop_map(
             |(total_bytes, free_bytes, online, present, block_bytes)| {
@@ -177,6 +202,55 @@ proptest! {
         let mut client = AgentClient::new(Scripted(io::Cursor::new(said)), "test");
         let _ = client.exec_collect(&ExecRequest::new(["x"]), b"input");
         let _ = client.list_dir("/");
+    }
+
+    #[test]
+    fn no_guest_makes_a_client_at_its_terminal_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut said = Vec::new();
+        encode(&Hello::new("guest"), &mut said).unwrap();
+        said.extend(bytes);
+        let mut client = AgentClient::new(Scripted(io::Cursor::new(said)), "test");
+        let request = ExecRequest { tty: Some(TtySize { rows: 24, cols: 80 }), ..ExecRequest::new(["x"]) };
+        client.start_exec(&request).unwrap();
+        while let Ok(event) = client.next_event() {
+            if matches!(event, spore_protocol::ExecEvent::Exited(_)) {
+                break;
+            }
+        }
+        let _ = client.stat("/");
+    }
+
+    #[test]
+    fn what_goes_to_a_running_command_comes_back(
+        size in tty_size(),
+        signal in any::<i32>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..100),
+    ) {
+        for message in [
+            HostFrame::Resize(size),
+            HostFrame::Signal(signal),
+            HostFrame::Stdin(&bytes),
+            HostFrame::StdinEof,
+        ] {
+            let body = body(&message);
+            prop_assert_eq!(decode::<HostFrame>(&body).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_size_is_sent_if_there_are_terminals_of_it(size in tty_size(), small in any::<bool>()) {
+        let size = match small {
+            true => TtySize { rows: size.rows % 4098, cols: size.cols % 4098 },
+            false => size,
+        };
+        let mut sent = Vec::new();
+        let result = ExecWriter::new(&mut sent).resize(size);
+        let there_are = [size.rows, size.cols].iter().all(|count| (1..=4096).contains(count));
+        prop_assert_eq!(result.is_ok(), there_are);
+        match there_are {
+            true => prop_assert_eq!(decode::<HostFrame>(&sent[4..]).unwrap(), HostFrame::Resize(size)),
+            false => prop_assert!(sent.is_empty()),
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Running commands: from a request to a process ([`mod@spawn`]), through its pipes ([`pump`]), to
-//! how it ended.
+//! Running commands: from a request to a process ([`mod@spawn`]), through its pipes or its
+//! [`terminal`] ([`pump`]), to how it ended.
 
 mod prepare;
 mod pump;
 mod session;
 mod spawn;
+mod terminal;
 mod user;
 
 use prepare::command;
@@ -17,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, Reply, StdinMode};
+use spore_protocol::{ExecOutcome, ExecRequest, ExitStatus, Failure, FailureKind, Reply, StdinMode, TtySize};
 
 use crate::conversation::{Agent, Buffers, Conn};
 use crate::reaper::Exit;
 use pump::{Ended, Pipes, Pump};
 use spawn::SpawnError;
+use terminal::Terminal;
 use user::User;
 
 /// The host hung up or broke the protocol; there is nobody to tell.
@@ -64,9 +66,14 @@ pub fn run(
         Ok(prepared) => prepared,
         Err(failure) => return Ok(Err(failure)),
     };
-    let (child_end, pipes) = match open_pipes(request.stdin, prepared.user.as_ref()) {
-        Ok(pipes) => pipes,
-        Err(error) => return Ok(Err(Failure::from_io("pipes for the command", &error))),
+    let opened = match request.tty {
+        Some(size) => open_terminal(size, request.stdin, prepared.user.as_ref()),
+        None => open_pipes(request.stdin, prepared.user.as_ref())
+            .map_err(|error| Failure::from_io("pipes for the command", &error)),
+    };
+    let (child_end, pipes) = match opened {
+        Ok(opened) => opened,
+        Err(failure) => return Ok(Err(failure)),
     };
     let wake = buffers.wake()?;
     let oom_before = agent.oom.count();
@@ -76,7 +83,7 @@ pub fn run(
         Ok(child) => child,
         Err(SpawnError::Exec(error)) => {
             let name = command(request, &defaults).first().map_or("", String::as_str);
-            return cannot_execute(name, &error, buffers);
+            return cannot_execute(name, &error, request.tty.is_some(), buffers);
         }
         Err(SpawnError::Chdir(error)) => {
             let cwd = prepared.cwd.as_deref().unwrap_or_default().to_string_lossy();
@@ -84,6 +91,9 @@ pub fn run(
                 format!("working directory {cwd:?}"),
                 &error,
             )));
+        }
+        Err(SpawnError::Terminal(error)) => {
+            return Ok(Err(Failure::from_io("controlling terminal", &error)));
         }
         Err(SpawnError::User(error)) => {
             let who = user.unwrap_or_default();
@@ -113,6 +123,7 @@ pub fn run(
 fn cannot_execute(
     name: &str,
     error: &io::Error,
+    on_terminal: bool,
     buffers: &mut Buffers,
 ) -> Result<Result<ExecOutcome, Failure>, Gone> {
     let (code, reason) = match error.raw_os_error() {
@@ -129,7 +140,11 @@ fn cannot_execute(
         }
         _ => (126, error.to_string()),
     };
-    buffers.push(&Reply::Stderr(format!("spore: {name}: {reason}\n").as_bytes()))?;
+    let message = format!("spore: {name}: {reason}");
+    match on_terminal {
+        true => buffers.push(&Reply::Stdout(format!("{message}\r\n").as_bytes()))?,
+        false => buffers.push(&Reply::Stderr(format!("{message}\n").as_bytes()))?,
+    }
     Ok(Ok(ExecOutcome {
         status: ExitStatus::Code(code),
         oom_kills: 0,
@@ -169,7 +184,7 @@ fn open_pipes(stdin: StdinMode, user: Option<&User>) -> io::Result<(Stdio, Pipes
         }
     }
     Ok((
-        Stdio {
+        Stdio::Apart {
             stdin: child_stdin,
             stdout: child_stdout,
             stderr: child_stderr,
@@ -178,6 +193,22 @@ fn open_pipes(stdin: StdinMode, user: Option<&User>) -> io::Result<(Stdio, Pipes
             stdin,
             stdout: Some(stdout),
             stderr: Some(stderr),
+            terminal: None,
         },
     ))
+}
+
+fn open_terminal(size: TtySize, stdin: StdinMode, user: Option<&User>) -> Result<(Stdio, Pipes), Failure> {
+    let (terminal, child_end) = Terminal::open(size, user)?;
+    let descriptor = || {
+        let descriptor = terminal.descriptor();
+        descriptor.map_err(|error| Failure::from_io("terminal for the command", &error))
+    };
+    let pipes = Pipes {
+        stdin: (stdin == StdinMode::Piped).then(descriptor).transpose()?,
+        stdout: Some(descriptor()?),
+        stderr: None,
+        terminal: Some(terminal),
+    };
+    Ok((Stdio::Terminal(child_end), pipes))
 }

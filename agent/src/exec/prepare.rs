@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use spore_protocol::{ExecDefaults, ExecRequest, Failure, FailureKind};
+use spore_protocol::{ExecDefaults, ExecRequest, Failure, FailureKind, TtySize};
 
 use super::user::User;
 use crate::defaults::{check_env, check_workdir};
@@ -12,6 +12,9 @@ use crate::defaults::{check_env, check_workdir};
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The home directory of a command that runs as the agent, unless the defaults or the request say otherwise.
 const HOME: &str = "/root";
+
+/// What a terminal is to a command that has one, unless the defaults or the request say otherwise.
+const TERM: &str = "xterm-256color";
 
 /// The longest single string the kernel takes (`MAX_ARG_STRLEN`, with its NUL).
 const MAX_STRING_BYTES: usize = 128 * 1024;
@@ -47,8 +50,12 @@ pub fn prepare(
         return Err(invalid("the command is an empty string"));
     }
     check_env(&request.env)?;
+    request.tty.map_or(Ok(()), TtySize::check)?;
     let home = user.as_ref().map_or(HOME, |user| &user.home);
     let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home)]);
+    if request.tty.is_some() {
+        env.insert("TERM", TERM);
+    }
     for (key, value) in defaults.env.iter().chain(&request.env) {
         env.insert(key, value);
     }
@@ -187,6 +194,39 @@ mod tests {
         };
         let prepared = prepare(&ExecRequest::new(["x"]), &defaults, user()).unwrap();
         assert_eq!(text(&prepared.envp)[0], "HOME=/h");
+    }
+
+    #[test]
+    fn a_command_with_a_terminal_knows_one_unless_somebody_says_another() {
+        let mut request = ExecRequest {
+            tty: Some(TtySize { rows: 1, cols: 4096 }),
+            ..ExecRequest::new(["x"])
+        };
+        let term = |request: &ExecRequest, defaults: &ExecDefaults| {
+            let prepared = prepare(request, defaults, None).unwrap();
+            text(&prepared.envp).last().copied().unwrap().to_owned()
+        };
+        let mut defaults = ExecDefaults::default();
+        assert_eq!(term(&request, &defaults), "TERM=xterm-256color");
+        defaults.env = env(&[("TERM", "vt100")]);
+        assert_eq!(term(&request, &defaults), "TERM=vt100");
+        request.env = env(&[("TERM", "dumb")]);
+        assert_eq!(term(&request, &defaults), "TERM=dumb");
+        let without = ExecRequest::new(["x"]);
+        assert!(term(&without, &ExecDefaults::default()).starts_with("PATH="));
+    }
+
+    #[test]
+    fn a_terminal_of_no_size_or_too_large_is_refused() {
+        for (rows, cols) in [(0, 80), (24, 0), (4097, 80), (24, u16::MAX)] {
+            let request = ExecRequest {
+                tty: Some(TtySize { rows, cols }),
+                ..ExecRequest::new(["x"])
+            };
+            let failure = prepare(&request, &ExecDefaults::default(), None).unwrap_err();
+            assert_eq!(failure.kind, FailureKind::InvalidArgument, "{rows}x{cols}");
+            assert!(failure.message.contains("4096"), "{failure}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The loop between a running command and the host.
 //!
-//! One thread, one poll: the command's three pipes, the connection both ways, the command's end
-//! and its time limit. Nothing in it blocks and everything in it is bounded, so no amount of
+//! One thread, one poll: the command's three pipes or its terminal, the connection both ways, the
+//! command's end and its time limit. Nothing in it blocks and everything in it is bounded, so no amount of
 //! output or input stops it: it leaves output in the pipe while the host does not read, and
 //! input in the socket while the command does not.
 //!
@@ -14,7 +14,7 @@
 //! When the command has ended and both its outputs are at their end. If somebody else keeps an
 //! output open (a background process it left behind), it is over [`GRACE`] after the command
 //! ended, with all that the pipe held at that moment; what is written to it later is lost, and the
-//! writer gets SIGPIPE.
+//! writer gets SIGPIPE. A terminal is hung up then: who still has it open can use it no more.
 //!
 //! # Who is killed
 //! At the time limit, and when the host vanishes: the command's process group, with SIGKILL and
@@ -32,6 +32,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use spore_protocol::frame;
 use spore_protocol::{CHUNK_BYTES, HostFrame, Reply, STDIN_WINDOW_BYTES};
 
+use super::terminal::{self, Terminal};
 use super::{Gone, session};
 use crate::conversation::{Buffers, Conn};
 use crate::reaper::{Child, Exit};
@@ -46,10 +47,12 @@ const MAX_QUEUED_BYTES: usize = CHUNK_BYTES;
 const SHORT_BYTES: usize = CHUNK_BYTES / 4;
 /// The longest we leave output alone.
 const MAX_REST: Duration = Duration::from_millis(20);
+/// A read of a terminal that gives so much has more behind it: the kernel hands out about 4 KiB at a time.
+const TERMINAL_READ_BYTES: usize = 2048;
 /// Input is acknowledged in pieces of at least this size, or when the command has taken it all.
 const ACK_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
-/// Our ends of a command's pipes; absent: closed.
+/// Our ends of a command's pipes or terminal; absent: closed.
 #[derive(Debug)]
 pub struct Pipes {
     /// Where its input goes; not blocking.
@@ -58,6 +61,8 @@ pub struct Pipes {
     pub stdout: Option<OwnedFd>,
     /// Where its errors come from.
     pub stderr: Option<OwnedFd>,
+    /// Its terminal, of which input and output are descriptors too, neither blocking.
+    pub terminal: Option<Terminal>,
 }
 
 /// How it was over.
@@ -77,12 +82,15 @@ pub struct Pump<'a> {
     wake: &'a OwnedFd,
     stdin: Option<OwnedFd>,
     outputs: [Output; 2],
+    terminal: Option<Terminal>,
     deadline: Option<Instant>,
     killed_at: Option<Instant>,
     /// Input the command has not taken yet.
     pending: Vec<u8>,
     stdin_ended: bool,
     stdin_full: bool,
+    /// A terminal's line has begun, as far as we know: its last character was not the end of one.
+    line_begun: bool,
     /// Input taken or thrown away and not acknowledged.
     unacknowledged: usize,
     connection_full: bool,
@@ -94,6 +102,7 @@ pub struct Pump<'a> {
 /// One output of the command.
 struct Output {
     pipe: Option<OwnedFd>,
+    is_terminal: bool,
     reply: fn(&[u8]) -> Reply<'_>,
     /// What must still be read from it although the command has ended.
     owed: usize,
@@ -130,20 +139,24 @@ impl<'a> Pump<'a> {
             outputs: [
                 Output {
                     pipe: pipes.stdout,
+                    is_terminal: pipes.terminal.is_some(),
                     reply: |bytes| Reply::Stdout(bytes),
                     owed: 0,
                 },
                 Output {
                     pipe: pipes.stderr,
+                    is_terminal: false,
                     reply: |bytes| Reply::Stderr(bytes),
                     owed: 0,
                 },
             ],
+            terminal: pipes.terminal,
             deadline,
             killed_at: None,
             pending: Vec::new(),
             stdin_ended: false,
             stdin_full: false,
+            line_begun: false,
             unacknowledged: 0,
             connection_full: false,
             sent: 0,
@@ -291,18 +304,14 @@ impl<'a> Pump<'a> {
         let Some(pipe) = &output.pipe else { return Ok(0) };
         let scratch = &mut self.buffers.scratch;
         scratch.clear();
-        let count = if events.contains(PollFlags::IN) {
-            match rustix::io::read(pipe, spare_capacity(scratch)) {
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
-                other => other.unwrap_or(0),
-            }
-        } else {
-            0
+        let at_end = match output.is_terminal {
+            true => read_terminal(pipe, events, scratch),
+            false => read_pipe(pipe, events, scratch),
         };
-        // With nobody left to write, a short read was the last.
-        if count == 0 || (events.contains(PollFlags::HUP) && count < scratch.capacity()) {
+        if at_end {
             output.pipe = None;
         }
+        let count = scratch.len();
         output.owed = output.owed.saturating_sub(count);
         if count > 0 {
             frame::encode(&(output.reply)(scratch), &mut self.buffers.outgoing)?;
@@ -318,14 +327,46 @@ impl<'a> Pump<'a> {
             match frame::decode(body)? {
                 HostFrame::Stdin(bytes) if self.stdin.is_some() && !self.stdin_ended => {
                     self.pending.extend_from_slice(bytes);
+                    if let Some(last) = bytes.last() {
+                        self.line_begun = !b"\r\n".contains(last);
+                    }
                 }
                 HostFrame::Stdin(bytes) => self.unacknowledged += bytes.len(),
-                HostFrame::StdinEof => self.stdin_ended = true,
-                HostFrame::Signal(signal) => self.child.signal_group(signal),
+                HostFrame::StdinEof => self.end_input(),
+                HostFrame::Signal(signal) => self.signal(signal),
+                HostFrame::Resize(size) => {
+                    if let Some(terminal) = self.terminal.as_ref().filter(|_| size.check().is_ok()) {
+                        // It fails only for what is no terminal.
+                        let _ = terminal.resize(size);
+                    }
+                }
                 HostFrame::Request(_) | HostFrame::Data(_) | HostFrame::End => return Err(Gone),
             }
         }
         Ok(())
+    }
+
+    fn end_input(&mut self) {
+        if let Some(terminal) = &self.terminal
+            && !self.stdin_ended
+        {
+            // One hands over what there is of a line; one with nothing before it is the end.
+            let times = if self.line_begun { 2 } else { 1 };
+            self.pending
+                .extend(std::iter::repeat_n(terminal.end_of_file(), times));
+        }
+        self.stdin_ended = true;
+    }
+
+    fn signal(&self, signal: i32) {
+        if self.child.exit().is_none()
+            && !self
+                .terminal
+                .as_ref()
+                .is_some_and(|terminal| terminal.signal_foreground(signal))
+        {
+            self.child.signal_group(signal);
+        }
     }
 
     /// True for every host that respects the window, so its signals are never stuck behind input.
@@ -398,8 +439,12 @@ impl<'a> Pump<'a> {
 }
 
 impl Output {
-    /// The command has ended: what its pipes hold now is still its output.
+    /// The command has ended: what its pipes hold now is still its output. How much a terminal holds cannot be asked.
     fn note_owed(&mut self) {
+        if self.is_terminal {
+            self.owed = terminal::MOST_HELD_BYTES;
+            return;
+        }
         let held = self
             .pipe
             .as_ref()
@@ -409,6 +454,35 @@ impl Output {
     }
 
     fn is_over(&self, grace_is_over: bool) -> bool {
-        self.pipe.is_none() || (grace_is_over && self.owed == 0)
+        let Some(pipe) = &self.pipe else { return true };
+        grace_is_over && (self.owed == 0 || (self.is_terminal && terminal::is_empty(pipe)))
+    }
+}
+
+/// Reads once. Whether the pipe is at its end.
+fn read_pipe(pipe: &OwnedFd, events: PollFlags, into: &mut Vec<u8>) -> bool {
+    if !events.contains(PollFlags::IN) {
+        return true;
+    }
+    match rustix::io::read(pipe, spare_capacity(into)) {
+        Err(Errno::AGAIN | Errno::INTR) => false,
+        Err(_) | Ok(0) => true,
+        // With nobody left to write, a short read was the last.
+        Ok(_) => events.contains(PollFlags::HUP) && into.len() < into.capacity(),
+    }
+}
+
+/// Reads what there is. Whether the terminal is at its end: nobody has it open, which is `EIO`.
+fn read_terminal(master: &OwnedFd, events: PollFlags, into: &mut Vec<u8>) -> bool {
+    if !events.contains(PollFlags::IN) {
+        return true;
+    }
+    loop {
+        match rustix::io::read(master, spare_capacity(into)) {
+            Err(Errno::AGAIN | Errno::INTR) => return false,
+            Err(_) | Ok(0) => return true,
+            Ok(TERMINAL_READ_BYTES..) if into.len() < into.capacity() => {}
+            Ok(_) => return false,
+        }
     }
 }

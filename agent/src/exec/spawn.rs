@@ -21,13 +21,31 @@ const STACK_UNITS: usize = 1024;
 
 /// The child's standard streams.
 #[derive(Debug)]
-pub struct Stdio {
-    /// Descriptor 0.
-    pub stdin: OwnedFd,
-    /// Descriptor 1.
-    pub stdout: OwnedFd,
-    /// Descriptor 2.
-    pub stderr: OwnedFd,
+pub enum Stdio {
+    /// Each of its own.
+    Apart {
+        /// Descriptor 0.
+        stdin: OwnedFd,
+        /// Descriptor 1.
+        stdout: OwnedFd,
+        /// Descriptor 2.
+        stderr: OwnedFd,
+    },
+    /// A terminal is all three, and controls the new session. No session has it yet.
+    Terminal(OwnedFd),
+}
+
+impl Stdio {
+    fn descriptors(&self) -> [RawFd; 3] {
+        match self {
+            Self::Apart {
+                stdin,
+                stdout,
+                stderr,
+            } => [stdin, stdout, stderr].map(AsRawFd::as_raw_fd),
+            Self::Terminal(terminal) => [terminal.as_raw_fd(); 3],
+        }
+    }
 }
 
 /// At which step a process could not be started.
@@ -35,6 +53,8 @@ pub struct Stdio {
 pub enum SpawnError {
     /// There is no new process.
     Clone(io::Error),
+    /// It cannot have its terminal.
+    Terminal(io::Error),
     /// It cannot become its user.
     User(io::Error),
     /// It cannot enter its working directory.
@@ -47,7 +67,11 @@ impl SpawnError {
     /// The cause.
     pub fn into_io(self) -> io::Error {
         match self {
-            Self::Clone(error) | Self::User(error) | Self::Chdir(error) | Self::Exec(error) => error,
+            Self::Clone(error)
+            | Self::Terminal(error)
+            | Self::User(error)
+            | Self::Chdir(error)
+            | Self::Exec(error) => error,
         }
     }
 }
@@ -60,11 +84,14 @@ struct Plan<'a> {
     user: Option<&'a User>,
     cwd: Option<&'a CStr>,
     stdio: [RawFd; 3],
+    /// The standard streams are a terminal, to control the session.
+    terminal: bool,
     failure: Option<(Step, i32)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
+    Terminal,
     User,
     Chdir,
     Exec,
@@ -79,11 +106,8 @@ pub fn spawn(prepared: &Prepared, stdio: &Stdio) -> Result<i32, SpawnError> {
         envp: pointers(&prepared.envp),
         user: prepared.user.as_ref(),
         cwd: prepared.cwd.as_deref(),
-        stdio: [
-            stdio.stdin.as_raw_fd(),
-            stdio.stdout.as_raw_fd(),
-            stdio.stderr.as_raw_fd(),
-        ],
+        stdio: stdio.descriptors(),
+        terminal: matches!(stdio, Stdio::Terminal(_)),
         failure: None,
     };
     let mut stack = Vec::<u128>::with_capacity(STACK_UNITS);
@@ -98,12 +122,16 @@ pub fn spawn(prepared: &Prepared, stdio: &Stdio) -> Result<i32, SpawnError> {
     if pid < 0 {
         return Err(SpawnError::Clone(io::Error::last_os_error()));
     }
-    match plan.failure {
-        None => Ok(pid),
-        Some((Step::User, errno)) => Err(SpawnError::User(io::Error::from_raw_os_error(errno))),
-        Some((Step::Chdir, errno)) => Err(SpawnError::Chdir(io::Error::from_raw_os_error(errno))),
-        Some((Step::Exec, errno)) => Err(SpawnError::Exec(io::Error::from_raw_os_error(errno))),
-    }
+    let Some((step, errno)) = plan.failure else {
+        return Ok(pid);
+    };
+    let error = io::Error::from_raw_os_error(errno);
+    Err(match step {
+        Step::Terminal => SpawnError::Terminal(error),
+        Step::User => SpawnError::User(error),
+        Step::Chdir => SpawnError::Chdir(error),
+        Step::Exec => SpawnError::Exec(error),
+    })
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
@@ -128,9 +156,8 @@ extern "C" fn run_child(plan: *mut c_void) -> c_int {
 /// # Safety
 /// Only in the child of [`spawn`]: it rearranges the process it runs in.
 unsafe fn become_command(plan: &Plan<'_>) -> (Step, i32) {
-    // SAFETY: all of these are system calls on integers and on NUL-terminated strings and
-    // NULL-terminated arrays of them, which the plan keeps alive. A new process is never a group
-    // leader, so setsid succeeds; the agent's own descriptors are all above 2 and close-on-exec.
+    // SAFETY: system calls on integers. A new process is never a group leader, so setsid succeeds; the agent's own
+    // descriptors are all above 2 and close-on-exec.
     unsafe {
         libc::setsid();
         for (target, source) in (0..).zip(plan.stdio) {
@@ -138,31 +165,40 @@ unsafe fn become_command(plan: &Plan<'_>) -> (Step, i32) {
         }
         // The only signal action of ours that an exec would keep.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        // Before the directory: one that only root may enter is not for it to be in.
-        if let Some(user) = plan.user
-            && let Some(errno) = become_user(user)
-        {
+    }
+    // SAFETY: this call takes a descriptor, which is the command's terminal, and an integer.
+    if plan.terminal && unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } != 0 {
+        return (Step::Terminal, errno());
+    }
+    // Before the directory: one that only root may enter is not for it to be in.
+    if let Some(user) = plan.user {
+        // SAFETY: we are the child that this may be called in.
+        if let Some(errno) = unsafe { become_user(user) } {
             return (Step::User, errno);
         }
-        if let Some(cwd) = plan.cwd
-            && libc::chdir(cwd.as_ptr()) != 0
-        {
+    }
+    if let Some(cwd) = plan.cwd {
+        // SAFETY: the string is NUL-terminated and the plan keeps it alive.
+        if unsafe { libc::chdir(cwd.as_ptr()) } != 0 {
             return (Step::Chdir, errno());
         }
-        let mut failure = libc::ENOENT;
-        for candidate in plan.candidates {
+    }
+    let mut failure = libc::ENOENT;
+    for candidate in plan.candidates {
+        // SAFETY: NUL-terminated strings and NULL-terminated arrays of them, which the plan keeps alive.
+        unsafe {
             // A failing execve builds and drops an address space; looking first is far cheaper.
             if plan.candidates.len() == 1 || libc::access(candidate.as_ptr(), libc::X_OK) == 0 {
                 libc::execve(candidate.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr());
             }
-            match errno() {
-                libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => failure = libc::EACCES,
-                other => return (Step::Exec, other),
-            }
         }
-        (Step::Exec, failure)
+        match errno() {
+            libc::ENOENT | libc::ENOTDIR => {}
+            libc::EACCES => failure = libc::EACCES,
+            other => return (Step::Exec, other),
+        }
     }
+    (Step::Exec, failure)
 }
 
 /// Drops to a user, for good; the error number if that fails. The last of the three can only be done once.

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use spore_protocol::{ClientError, ExecRequest, ExitStatus, FailureKind};
+use spore_protocol::{
+    ClientError, ExecEvent, ExecRequest, ExecWriter, ExitStatus, FailureKind, OutputStream, StdinMode,
+    TtySize,
+};
 use spore_tests::sandbox::shell;
 
 use crate::image::image;
@@ -134,6 +137,57 @@ pub fn a_command_runs_as_who_is_asked_and_without_one_the_images_own_runs() {
         })),
         "root\n"
     );
+}
+
+pub fn a_command_can_have_a_terminal() {
+    let mut fork = image().fork();
+    let request = ExecRequest {
+        stdin: StdinMode::Piped,
+        tty: Some(TtySize { rows: 33, cols: 121 }),
+        ..shell(
+            "test -t 0 && tty && stty size && echo $TERM >/dev/tty; read line; echo \"<$line>\"; stty size; sleep 1111",
+        )
+    };
+    fork.agent.start_exec(&request).unwrap();
+    let mut typing = ExecWriter::new(fork.agent.stream().try_clone().unwrap());
+    let mut screen = String::new();
+    let (mut typed, mut interrupted) = (false, false);
+    let status = loop {
+        match fork.agent.next_event().unwrap() {
+            ExecEvent::Output(stream, bytes) => {
+                assert_eq!(stream, OutputStream::Stdout);
+                screen.push_str(&String::from_utf8_lossy(bytes));
+            }
+            ExecEvent::StdinAck(_) => {}
+            ExecEvent::Exited(outcome) => break outcome.status,
+        }
+        if !typed && screen.ends_with("xterm-256color\r\n") {
+            typed = true;
+            typing.resize(TtySize { rows: 50, cols: 200 }).unwrap();
+            typing.stdin(b"a line\r").unwrap();
+        }
+        if !interrupted && screen.ends_with("50 200\r\n") {
+            interrupted = true;
+            typing.stdin(b"\x03").unwrap();
+        }
+    };
+    let said = "/dev/pts/0\r\n33 121\r\nxterm-256color\r\na line\r\n<a line>\r\n50 200\r\n^C";
+    assert_eq!(screen, said);
+    assert!(
+        matches!(status, ExitStatus::Signal(2) | ExitStatus::Code(130)),
+        "{status:?}"
+    );
+    // The next has the same terminal again, and ends with its input.
+    let request = ExecRequest {
+        argv: ["sh", "-c", "tty; stty -echo; cat; exit 5"]
+            .map(str::to_owned)
+            .into(),
+        ..request
+    };
+    let output = fork.agent.exec_collect(&request, b"").unwrap();
+    assert_eq!(output.outcome.status, ExitStatus::Code(5));
+    assert!(output.stdout.starts_with(b"/dev/pts/0\r\n"), "{output:?}");
+    assert_eq!(fork.sh("ls /dev/pts; pidof sleep || true"), "ptmx");
 }
 
 pub fn a_full_disk_is_said_to_be_full_and_can_be_cleared() {

@@ -86,6 +86,7 @@ fn main() -> ExitCode {
             standard_input_reaches_the_command,
             what_a_request_says_goes_before_the_images_defaults,
             a_command_runs_as_who_is_asked_and_without_one_the_images_own_runs,
+            a_command_can_have_a_terminal,
             a_full_disk_is_said_to_be_full_and_can_be_cleared;
         death:
             a_panic_of_the_guests_kernel_is_told_with_its_last_lines,

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use super::{AgentClient, ClientError, read_some, unexpected};
 use crate::frame;
-use crate::message::{ExecOutcome, ExecRequest, HostFrame, Reply, Request, StdinMode};
+use crate::message::{ExecOutcome, ExecRequest, HostFrame, Reply, Request, StdinMode, TtySize};
 use crate::{CHUNK_BYTES, STDIN_WINDOW_BYTES};
 
 /// Which of a process's outputs.
@@ -201,12 +201,21 @@ impl<W: Write> ExecWriter<W> {
         self.send(&HostFrame::StdinEof)
     }
 
-    /// Sends a signal to the command's process group.
+    /// Sends a signal to the command's process group, or to the foreground of its terminal.
     ///
     /// # Errors
     /// [`ClientError`].
     pub fn signal(&mut self, signal: i32) -> Result<(), ClientError> {
         self.send(&HostFrame::Signal(signal))
+    }
+
+    /// Gives the command's terminal another size.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there are no terminals of that size; nothing is sent then.
+    pub fn resize(&mut self, size: TtySize) -> Result<(), ClientError> {
+        size.check()?;
+        self.send(&HostFrame::Resize(size))
     }
 
     fn send(&mut self, message: &HostFrame<'_>) -> Result<(), ClientError> {

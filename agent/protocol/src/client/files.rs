@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use super::{AgentClient, ClientError, read_some, unexpected};
 use crate::CHUNK_BYTES;
-use crate::message::{DirEntry, FileInfo, HostFrame, Reply, Request};
+use crate::message::{DirEntry, FileInfo, FileStat, HostFrame, Reply, Request};
 
 impl<S: Read + Write> AgentClient<S> {
     /// Copies a file of the guest into `sink`.
@@ -75,6 +75,18 @@ impl<S: Read + Write> AgentClient<S> {
         }
         self.in_conversation = false;
         Ok(entries)
+    }
+
+    /// What is at a path of the guest; a symbolic link at its end is not followed.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stat(&mut self, path: &str) -> Result<FileStat, ClientError> {
+        let path = path.to_owned();
+        self.ask(Request::Stat { path }, |reply| match reply {
+            Reply::Stat(stat) => Ok(stat),
+            other => Err(unexpected(&other)),
+        })
     }
 
     /// Makes a directory and its missing parents.
