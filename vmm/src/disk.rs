@@ -17,6 +17,8 @@ struct Disk {
     overlay: Option<Overlay>,
     /// Layers frozen under the overlay that are not sealed yet: a seal failed half-way.
     unsealed: Vec<Arc<Layer>>,
+    /// The names of those frozen by this machine, bottom first.
+    own: Vec<PathBuf>,
 }
 
 /// A disk at rest: what machines put their overlays on.
@@ -77,6 +79,7 @@ impl SharedOverlay {
         Self(Arc::new(Mutex::new(Disk {
             overlay: Some(overlay),
             unsealed: Vec::new(),
+            own: Vec::new(),
         })))
     }
 
@@ -124,11 +127,22 @@ impl SharedOverlay {
         if let Some(overlay) = disk.overlay.take() {
             let frozen = overlay.freeze();
             layers.push(frozen.clone());
+            disk.own.push(frozen.path().to_owned());
             disk.unsealed.push(frozen);
             let over = layers.clone();
             disk.overlay = Some(Overlay::create_named(file, next, size, over, durability)?);
         }
         Ok(Stack { layers, size })
+    }
+
+    /// How many layers the overlay lies on, and which of them it was itself, by their numbers, bottom first.
+    pub fn layers(&self) -> (usize, Vec<u32>) {
+        let disk = self.lock();
+        let layers = disk.overlay.as_ref().map_or(0, |overlay| overlay.lower().len());
+        (
+            layers,
+            disk.own.iter().filter_map(|path| overlay_number(path)).collect(),
+        )
     }
 
     /// Makes the disk `bytes` large. Its block device has to be told.
@@ -165,7 +179,9 @@ impl SharedOverlay {
     pub fn seal_for_good(&self) -> Result<Vec<PathBuf>, DiskError> {
         let mut disk = self.lock();
         if let Some(overlay) = disk.overlay.take() {
-            disk.unsealed.push(overlay.freeze());
+            let frozen = overlay.freeze();
+            disk.own.push(frozen.path().to_owned());
+            disk.unsealed.push(frozen);
         }
         drop(disk);
         self.seal_frozen()
@@ -238,6 +254,16 @@ pub struct LayerFile {
     pub path: PathBuf,
     /// A raw image rather than a sealed overlay.
     pub raw: bool,
+}
+
+/// What the file of a machine's overlay is called.
+pub fn overlay_name(number: u32) -> String {
+    format!("disk-{number}")
+}
+
+/// The number of an overlay by its file's name.
+pub fn overlay_number(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix("disk-")?.parse().ok()
 }
 
 /// Opens the layers and makes the overlay.

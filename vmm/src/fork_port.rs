@@ -38,6 +38,8 @@ pub struct Report {
 pub struct ForkPort {
     /// A checkpoint is wanted: the next read of `FORK` parks.
     armed: AtomicBool,
+    /// It was wanted, and nobody has said since that it is not.
+    wanted: AtomicBool,
     /// Nothing is held back from the guest.
     awake: AtomicBool,
     report: Mutex<Report>,
@@ -58,6 +60,7 @@ impl ForkPort {
         let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
         Ok(Self {
             armed: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             awake: AtomicBool::new(!asleep),
             report: Mutex::default(),
             parked: event()?,
@@ -131,8 +134,14 @@ impl ForkPort {
 
     /// Wants the next read of `FORK` to park, or not any more.
     pub fn arm(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::SeqCst);
         self.armed.store(wanted, Ordering::SeqCst);
         let _ = self.parked.read();
+    }
+
+    /// Whether the next read of `FORK` is to park, or one has since that was wanted.
+    pub fn is_wanted_or_visited(&self) -> bool {
+        self.wanted.load(Ordering::SeqCst)
     }
 
     /// Whether nothing is held back from the guest.
@@ -180,8 +189,10 @@ mod tests {
         port.arm(true);
         assert_eq!(read(&port, FORK), (0, AfterRead::Park));
         assert_eq!(read(&port, FORK), (0, AfterRead::GoOn));
+        assert!(port.is_wanted_or_visited());
         port.arm(true);
         port.arm(false);
+        assert!(!port.is_wanted_or_visited());
         assert_eq!(read(&port, FORK), (0, AfterRead::GoOn));
     }
 

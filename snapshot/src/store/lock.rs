@@ -48,7 +48,7 @@ pub(crate) fn lock_if_dead(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Whether `path` still names the open file.
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match std::fs::symlink_metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),

@@ -12,6 +12,7 @@ mod exec;
 mod fork_correctness;
 mod identity;
 mod image;
+mod kept;
 mod left;
 mod memory;
 mod network;
@@ -25,6 +26,8 @@ use spore_tests::{harness, role, tests};
 fn main() -> ExitCode {
     let roles = [
         ("owner", death::owner as fn(&Path)),
+        ("keeper", kept::keeper),
+        ("interrupted", kept::interrupted),
         ("networked", network::networked),
         ("internet", spore_tests::wire::internet),
     ]
@@ -93,6 +96,12 @@ fn main() -> ExitCode {
             a_dropped_guest_leaves_nothing,
             a_killed_vm_is_gone_and_leaves_nothing,
             a_vm_ends_with_its_owner_and_the_next_to_open_the_store_sweeps_up;
+        kept:
+            a_kept_guest_runs_on_without_its_owner_and_all_works_with_the_next,
+            what_an_owner_was_about_when_it_was_killed_is_done_or_undone,
+            a_kept_vm_that_was_killed_while_nobody_owned_it_is_told_and_swept,
+            whoever_cannot_show_that_it_is_the_vm_that_is_meant_is_refused,
+            a_guest_that_was_let_go_of_is_adopted_and_has_one_owner_at_a_time;
         damage:
             a_damaged_checkpoint_is_refused_and_the_file_named,
     };

@@ -70,7 +70,7 @@ impl Guest {
     /// Puts what splits have frozen of the disk into the store.
     pub(super) fn adopt_frozen(&mut self, store: &Store) -> Result<(), GuestError> {
         let sealed = self.vm.seal_frozen()?;
-        self.adopt(store, sealed)?;
+        self.take_in(store, sealed)?;
         Ok(self.run.pin(&self.disk_layers)?)
     }
 }

@@ -10,7 +10,7 @@ use spore_snapshot::{Digest, RunId};
 
 use super::{ForkTimes, Guest, GuestError, Plug};
 use crate::clock::Trace;
-use crate::disk::{DiskSpec, LayerFile, StackSpec};
+use crate::disk::{DiskSpec, LayerFile, StackSpec, overlay_name};
 use crate::kvm::KvmKind;
 use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
 use crate::process::{BootSpec, VmHandle};
@@ -84,7 +84,7 @@ impl Guest {
 
     fn spawn(store: &Store, disk_layers: Vec<Digest>) -> Result<Self, GuestError> {
         let run = RunDir::create(store, &new_id())?;
-        let vm = VmHandle::spawn(&console_of(&run), &vsock_of(&run))?;
+        let vm = VmHandle::spawn(&console_of(run.path()), &vsock_of(run.path()))?;
         Self::with(run, vm, disk_layers)
     }
 
@@ -97,6 +97,7 @@ impl Guest {
             overlays: 0,
             disk_layers,
             unadopted: Vec::new(),
+            kept: false,
             times: ForkTimes::default(),
             trace: Trace::default(),
         })
@@ -110,18 +111,18 @@ impl Guest {
 
     /// Where overlay number `index` of this guest is.
     pub(super) fn overlay(&self, index: u32) -> PathBuf {
-        self.run.path().join(format!("disk-{index}"))
+        self.run.path().join(overlay_name(index))
     }
 }
 
 /// Where a VM's console is logged.
-pub(super) fn console_of(run: &RunDir) -> PathBuf {
-    run.path().join("console.log")
+pub(super) fn console_of(run: &Path) -> PathBuf {
+    run.join("console.log")
 }
 
 /// Where clients of a VM's vsock ports connect.
-pub(super) fn vsock_of(run: &RunDir) -> PathBuf {
-    run.path().join("vsock")
+pub(super) fn vsock_of(run: &Path) -> PathBuf {
+    run.join("vsock")
 }
 
 /// Length of the virtio-mem region of a guest that may grow from `memory_mb` to `max_memory_mb`, in

@@ -127,7 +127,7 @@ impl Guest {
     /// One fork of the copy.
     fn split_off(&self, store: &Store, copy: &mut VmHandle) -> Result<Unarmed, GuestError> {
         let run = RunDir::create(store, &new_id())?;
-        let vm = copy.fork(&console_of(&run), &vsock_of(&run))?;
+        let vm = copy.fork(&console_of(run.path()), &vsock_of(run.path()))?;
         Unarmed::new(run, vm, self.disk_layers.clone())
     }
 }

@@ -3,8 +3,9 @@
 //! [`Guest::cold_boot`] makes one, and so does a [`Template`] of a checkpoint, with a [`Shell`] in between or at
 //! once; [`Guest::live_fork`] makes more of one that runs. [`resize`](Guest::resize) grows and shrinks it,
 //! [`grow_disk`](Guest::grow_disk) its disk, [`checkpoint`](Guest::checkpoint) writes it into the store. Dropping a guest ends its process and removes all it
-//! had.
+//! had. One that is [kept](Guest::keep) outlives the process that owns it, and is [adopted](Guest::adopt) by the next.
 
+mod adopt;
 mod checkpoint;
 mod grow_disk;
 mod launch;
@@ -23,6 +24,7 @@ use spore_protocol::{AGENT_PORT, AgentClient, ClientError, ConnectError, Status,
 use spore_snapshot::Digest;
 use spore_snapshot::store::{RunDir, Store, StoreError};
 
+pub use adopt::{AdoptError, adoptable, discard};
 pub use checkpoint::CheckpointPlan;
 pub use grow_disk::{DiskError, DiskGranted, MAX_DISK_MB};
 pub use launch::{ColdBoot, cmdline, default_max_mb};
@@ -130,6 +132,8 @@ pub struct Guest {
     disk_layers: Vec<Digest>,
     /// Sealed layers that are not in the store yet: a checkpoint failed in between.
     unadopted: Vec<PathBuf>,
+    /// Whether it outlives this process.
+    kept: bool,
     times: ForkTimes,
     trace: Trace,
 }
@@ -303,7 +307,7 @@ impl Guest {
     /// [`GuestError`].
     pub fn seal_disk(mut self, store: &Store) -> Result<Vec<Digest>, GuestError> {
         let sealed = self.vm.seal_disk()?;
-        self.adopt(store, sealed)?;
+        self.take_in(store, sealed)?;
         Ok(std::mem::take(&mut self.disk_layers))
     }
 
@@ -315,16 +319,26 @@ impl Guest {
     pub fn freeze_disk(&mut self, store: &Store) -> Result<Vec<Digest>, GuestError> {
         let next = self.next_overlay();
         let sealed = self.vm.freeze_disk(&next)?;
-        self.adopt(store, sealed)?;
+        self.take_in(store, sealed)?;
         Ok(self.disk_layers.clone())
     }
 
-    /// Puts sealed layers into the store; what fails half-way goes on with the next call.
-    fn adopt(&mut self, store: &Store, sealed: Vec<PathBuf>) -> Result<(), GuestError> {
+    /// Puts sealed layers into the store; what fails half-way goes on with the next call. The run directory always
+    /// knows which layers the disk has.
+    fn take_in(&mut self, store: &Store, sealed: Vec<PathBuf>) -> Result<(), GuestError> {
         self.unadopted.extend(sealed);
         while let Some(layer) = self.unadopted.first() {
+            // Should we die before its digest is written down, the file is still found by this name.
+            let kept = self.kept.then(|| layer.with_extension("in"));
+            if let Some(kept) = &kept {
+                let _ = std::fs::hard_link(layer, kept);
+            }
             self.disk_layers.push(store.adopt_layer(layer)?);
             self.unadopted.remove(0);
+            if let Some(kept) = &kept {
+                self.run.pin(&self.disk_layers)?;
+                let _ = std::fs::remove_file(kept);
+            }
         }
         Ok(())
     }

@@ -152,7 +152,7 @@ impl Template {
     /// [`GuestError`]; the template can be forked again, unless its process is gone.
     pub fn split_off(&mut self, store: &Store) -> Result<Unarmed, GuestError> {
         let run = RunDir::create(store, &new_id())?;
-        let vm = self.vm.fork(&console_of(&run), &vsock_of(&run))?;
+        let vm = self.vm.fork(&console_of(run.path()), &vsock_of(run.path()))?;
         Unarmed::new(run, vm, self.disk_layers.clone())
     }
 
@@ -241,7 +241,7 @@ impl Guest {
         let asked = monotonic_ns();
         let (spec, layers) = load_spec(store, checkpoint)?;
         let run = RunDir::create(store, &new_id())?;
-        let vm = VmHandle::spawn(&console_of(&run), &vsock_of(&run))?;
+        let vm = VmHandle::spawn(&console_of(run.path()), &vsock_of(run.path()))?;
         let mut unarmed = Unarmed::new(run, vm, layers)?;
         unarmed.guest.vm.load(spec)?;
         unarmed.guest.trace.mark("loaded");

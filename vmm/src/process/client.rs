@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
+use super::keep::Token;
 use super::message::{
-    ArmSpec, BootSpec, Failure, LoadSpec, Reply, Request, Saved, Split, SplitSpec, VmStats, WakeSpec, Woke,
+    ArmSpec, BootSpec, Failure, Greeting, Hello, LoadSpec, Reply, Request, Saved, Split, SplitSpec, VmStats,
+    WakeSpec, Welcome, Woke,
 };
 use super::owned::{Killer, Process};
-use super::wire::{receive, send, send_with};
+use super::wire::{receive, receive_from, send, send_with};
 use crate::clock::Trace;
 use crate::console;
 use crate::exit::Ended;
@@ -23,6 +26,8 @@ use crate::wake_set::WakeSet;
 
 /// How long a VM process may take to answer a request that does no bulk work.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long a process may take to what its last owner asked for, before it takes a new one.
+const MEET: Duration = Duration::from_secs(10);
 /// How long a save may take: up to 16 GiB to a slow disk.
 const SAVE: Duration = Duration::from_secs(1800);
 
@@ -70,8 +75,21 @@ pub fn serial(console: &str) -> String {
     }
 }
 
+/// Why a process does not take a new owner.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("it has an owner")]
+    Owned,
+    #[error("the token is another")]
+    WrongToken,
+    #[error("it did not answer within {0:?}")]
+    Busy(Duration),
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
 /// Lines of console that go into an error.
-const CONSOLE_LINES: usize = 12;
+pub(crate) const CONSOLE_LINES: usize = 12;
 
 /// A VM process. Dropping the handle ends the process and waits for it.
 pub struct VmHandle {
@@ -83,7 +101,10 @@ pub struct VmHandle {
 
 impl Drop for VmHandle {
     fn drop(&mut self) {
-        // Ended before its socket goes; the process itself is waited for when the field is dropped.
+        if !self.process.is_ours() {
+            return;
+        }
+        // Ended before its socket goes.
         self.process.kill();
         self.process.wait();
         let _ = std::fs::remove_file(&self.vsock);
@@ -129,15 +150,84 @@ impl VmHandle {
         })
     }
 
-    /// The handle of a process that this one forked: a child of ours all the same.
-    fn adopt(pid: i32, control: UnixStream, console: &Path, vsock: &Path) -> Result<Self, VmError> {
-        let pid = Pid::from_raw(pid).ok_or_else(|| VmError::Control(io::ErrorKind::NotFound.into()))?;
+    /// The handle of a process that this one forked. It has the same parent as the one that forked, which is us unless
+    /// that was adopted. `pid` is what it is said to be; who it is, the kernel says.
+    fn of_fork(pid: i32, control: UnixStream, console: &Path, vsock: &Path) -> Result<Self, VmError> {
+        let process = born(&control, pid).map_err(VmError::Control)?;
         Ok(Self {
-            process: Process::of_pid(pid).map_err(VmError::Control)?,
+            process,
             control,
             console: console.to_owned(),
             vsock: vsock.to_owned(),
         })
+    }
+
+    /// Lets the process outlive its owner: it listens on `socket`, which is bound, for who knows the token, and holds
+    /// the run directory's `lock`.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) fn keep(
+        &mut self,
+        token: Token,
+        socket: BorrowedFd<'_>,
+        lock: BorrowedFd<'_>,
+    ) -> Result<(), VmError> {
+        match self.ask_with(&Request::Keep(token), &[socket, lock], ANSWER)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets go of a process, which lives on if it is kept.
+    pub(crate) fn release(mut self) {
+        self.process.release();
+    }
+
+    /// Becomes the owner of a process that outlived its last one. Its run directory's lock comes with it.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub(crate) fn adopt(
+        process: Process,
+        control: UnixStream,
+        token: Token,
+        console: &Path,
+        vsock: &Path,
+    ) -> Result<(Self, Welcome, OwnedFd), Refused> {
+        // Nothing happens to the process if this comes to nothing.
+        let mut vm = Self {
+            process,
+            control,
+            console: console.to_owned(),
+            vsock: vsock.to_owned(),
+        };
+        match vm.meet(token) {
+            Ok((welcome, lock)) => Ok((vm, welcome, lock)),
+            Err(refused) => {
+                vm.release();
+                Err(refused)
+            }
+        }
+    }
+
+    fn meet(&mut self, token: Token) -> Result<(Welcome, OwnedFd), Refused> {
+        let talk = || {
+            self.control.set_read_timeout(Some(MEET))?;
+            send(&self.control, &Hello { token })?;
+            receive::<Greeting>(&self.control)
+        };
+        match talk() {
+            Ok(Some((Greeting::Welcome(welcome), mut came))) => match came.next("the lock") {
+                Ok(lock) => Ok((welcome, lock)),
+                Err(error) => Err(VmError::Control(error).into()),
+            },
+            Ok(Some((Greeting::Owned, _))) => Err(Refused::Owned),
+            Ok(Some((Greeting::WrongToken, _))) => Err(Refused::WrongToken),
+            Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into()).into()),
+            Err(error) if is_timeout(&error) => Err(Refused::Busy(MEET)),
+            Err(error) => Err(self.lost(error).into()),
+        }
     }
 
     /// The process id.
@@ -173,7 +263,7 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn boot(&mut self, spec: BootSpec, tap: Option<BorrowedFd<'_>>) -> Result<(), VmError> {
-        match self.ask_with(&Request::Boot(spec), tap, ANSWER)? {
+        match self.ask_with(&Request::Boot(spec), tap.as_slice(), ANSWER)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -194,7 +284,7 @@ impl VmHandle {
     pub fn fork(&mut self, console: &Path, vsock: &Path) -> Result<Self, VmError> {
         let (control, reply) = self.ask_for_fork(&Request::Fork)?;
         match reply {
-            Reply::Forked(pid) => Self::adopt(pid, control, console, vsock),
+            Reply::Forked(pid) => Self::of_fork(pid, control, console, vsock),
             other => Err(unexpected(&other)),
         }
     }
@@ -212,7 +302,7 @@ impl VmHandle {
         let (control, reply) = self.ask_for_fork(&Request::Split(spec))?;
         match reply {
             Reply::Split(split) => {
-                let fork = Self::adopt(split.pid, control, Path::new(""), Path::new(""))?;
+                let fork = Self::of_fork(split.pid, control, Path::new(""), Path::new(""))?;
                 Ok((fork, split))
             }
             other => Err(unexpected(&other)),
@@ -222,7 +312,8 @@ impl VmHandle {
     /// Asks for something that ends with another process, whose control stream is returned.
     fn ask_for_fork(&mut self, request: &Request) -> Result<(UnixStream, Reply), VmError> {
         let (ours, theirs) = UnixStream::pair().map_err(VmError::Control)?;
-        send_with(&self.control, request, theirs.as_fd()).map_err(|error| self.lost(error))?;
+        set_socket_passcred(&ours, true).map_err(|error| VmError::Control(error.into()))?;
+        send_with(&self.control, request, &[theirs.as_fd()]).map_err(|error| self.lost(error))?;
         drop(theirs);
         Ok((ours, self.answer(ANSWER + ANSWER)?))
     }
@@ -268,7 +359,7 @@ impl VmHandle {
     /// [`VmError`]. That it failed to become so is no error here.
     pub fn wake(&mut self, spec: WakeSpec, tap: Option<BorrowedFd<'_>>) -> Result<Woke, VmError> {
         let limit = Duration::from_millis(spec.limit_ms) + ANSWER;
-        match self.ask_with(&Request::Wake(spec), tap, limit)? {
+        match self.ask_with(&Request::Wake(spec), tap.as_slice(), limit)? {
             Reply::Woke(woke) => Ok(woke),
             other => Err(unexpected(&other)),
         }
@@ -402,21 +493,17 @@ impl VmHandle {
     }
 
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, VmError> {
-        self.ask_with(request, None, limit)
+        self.ask_with(request, &[], limit)
     }
 
-    /// Asks, with a descriptor that goes along.
+    /// Asks, with descriptors that go along.
     fn ask_with(
         &mut self,
         request: &Request,
-        descriptor: Option<BorrowedFd<'_>>,
+        descriptors: &[BorrowedFd<'_>],
         limit: Duration,
     ) -> Result<Reply, VmError> {
-        let sent = match descriptor {
-            Some(descriptor) => send_with(&self.control, request, descriptor),
-            None => send(&self.control, request),
-        };
-        sent.map_err(|error| self.lost(error))?;
+        send_with(&self.control, request, descriptors).map_err(|error| self.lost(error))?;
         self.answer(limit)
     }
 
@@ -460,6 +547,30 @@ impl VmHandle {
         }
         VmError::Control(error)
     }
+}
+
+/// Takes hold of a process that was just forked, which says so on its control stream.
+///
+/// The number in its parent's answer would not do: a VM process that its guest has taken over could name any, and
+/// the process behind it would be ended with the fork.
+fn born(control: &UnixStream, pid: i32) -> io::Result<Process> {
+    control.set_read_timeout(Some(ANSWER))?;
+    let (word, sender) = receive_from::<Reply>(control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    set_socket_passcred(control, false)?;
+    if !matches!(word, Reply::Born) || sender.as_raw_nonzero().get() != pid {
+        return Err(io::Error::other(format!(
+            "process {} says {word:?} where {pid} should say that it is there",
+            sender.as_raw_nonzero()
+        )));
+    }
+    let held = pidfd_open(sender, PidfdFlags::empty())?;
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if let Err(rustix::io::Errno::CHILD) = waitid(WaitId::PidFd(held.as_fd()), look) {
+        // Its parent may have waited for it already, and its number be another's. It speaks, so it is not.
+        send(control, &Request::Ping)?;
+        receive::<Reply>(control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    }
+    Ok(Process::of(sender, held))
 }
 
 fn millis(limit: Duration) -> u64 {

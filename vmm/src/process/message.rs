@@ -13,6 +13,8 @@ use crate::exit::Ended;
 use crate::machine::Identity;
 use crate::wake_set::WakeSet;
 
+use super::keep::Token;
+
 /// What a VM process is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,16 +59,23 @@ pub enum Request {
     GrowDisk(u64),
     /// Sizes and times.
     Stats,
+    /// Outlive the owner: listen for the next one on the socket that comes along, bound, and hold the lock that comes
+    /// after it. Whoever knows the token is the next.
+    Keep(Token),
+    /// Answered with [`Reply::Done`].
+    Ping,
     /// Tell (later, as [`Reply::Ended`]) when the VM ends by itself.
     AwaitEnd,
 }
 
-/// What it answers. Only [`Reply::Ended`] may come unasked, after [`Request::AwaitEnd`].
+/// What it answers. Only [`Reply::Ended`] may come unasked, after [`Request::AwaitEnd`], and [`Reply::Born`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reply {
     /// Done.
     Done,
+    /// The first word of a forked process, on its own control stream: by it the kernel says who it is.
+    Born,
     /// The process id of the fork.
     Forked(i32),
     /// One step short of running.
@@ -87,6 +96,36 @@ pub enum Reply {
     Ended(Ended),
     /// It could not be done.
     Failed(Failure),
+}
+
+/// The first word of who wants to own a process that outlived its owner.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hello {
+    /// That it may.
+    pub token: Token,
+}
+
+/// What the process answers to that.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Greeting {
+    /// Requests may follow. Its run directory's lock comes along.
+    Welcome(Welcome),
+    /// It has an owner.
+    Owned,
+    /// The token is another.
+    WrongToken,
+}
+
+/// What a new owner must be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    /// Layers that the machine's overlay lies on.
+    pub layers: usize,
+    /// The numbers of those which were its overlays themselves, bottom first: the uppermost.
+    pub own: Vec<u32>,
 }
 
 /// A cold boot.
@@ -205,6 +244,8 @@ pub struct VmStats {
     pub plugged_bytes: u64,
     /// Size of the root disk, in bytes.
     pub disk_bytes: u64,
+    /// Whether the machine stands still because its owner wanted it to.
+    pub paused: bool,
 }
 
 /// What a fork reported at its fork port. Times are monotonic nanoseconds.

@@ -2,16 +2,22 @@
 //!
 //! A VM is a process of its own, `spore-vm`. Its standard input is one end of a socket pair; on it
 //! come requests, one at a time, and go replies ([`message`]). When the other end is closed, by
-//! whatever end its owner came to, the process exits and everything it had is gone with it.
+//! whatever end its owner came to, the process exits and everything it had is gone with it; unless it was told to
+//! outlive its owner ([`keep`]): then it waits for the next one.
 //! [`server`] is the process, [`VmHandle`] its owner's handle.
 
 mod client;
 mod fork;
+pub(crate) mod keep;
 pub mod message;
 mod owned;
 pub mod server;
 mod wire;
 
+pub(crate) use client::{CONSOLE_LINES, Refused};
 pub use client::{VmError, VmHandle, program, serial};
+pub use keep::RecordError;
+pub(crate) use message::Welcome;
 pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};
 pub use owned::Killer;
+pub(crate) use owned::Process;

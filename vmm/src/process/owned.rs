@@ -1,14 +1,21 @@
 //! A process that is ours: ended and waited for through a descriptor, so its number is never mistaken.
+//!
+//! Mostly it is our child. One that was adopted is not, nor are its forks: nobody but their parent hears how they
+//! ended.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, kill_process, pidfd_open,
     pidfd_send_signal, waitid, waitpid,
 };
-use std::os::fd::AsFd;
+
+/// How the end of a process is told that is not our child.
+const UNKNOWN: &str = "how is not known: it was not our child";
 
 /// What ends a process from elsewhere.
 #[derive(Debug)]
@@ -22,12 +29,14 @@ impl Killer {
     }
 }
 
-/// A child process. Dropping it ends it and waits for it.
+/// A process. Dropping it ends it and waits for it.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     descriptor: OwnedFd,
     ended: Option<String>,
+    /// Whether it ends with this.
+    ours: bool,
 }
 
 impl Process {
@@ -37,25 +46,25 @@ impl Process {
     /// When no descriptor can be had; the child is ended then.
     pub fn of_child(child: Child) -> io::Result<Self> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        pid.ok_or(io::ErrorKind::NotFound.into()).and_then(Self::of_pid)
-    }
-
-    /// Takes over a child with this number, which nobody else waits for.
-    ///
-    /// # Errors
-    /// When there is none, or no descriptor can be had; the child is ended then.
-    pub fn of_pid(pid: Pid) -> io::Result<Self> {
+        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
         // A child keeps its number until it is waited for, so this is the one that is meant.
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
             // Nobody else would, and it would stay a zombie for as long as this process lives.
             let _ = kill_process(pid, Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::empty());
         })?;
-        Ok(Self {
+        Ok(Self::of(pid, descriptor))
+    }
+
+    /// Takes over the process that `descriptor` is of, whose number is `pid`, whoever's child it is. Nobody else waits
+    /// for it if it is ours.
+    pub fn of(pid: Pid, descriptor: OwnedFd) -> Self {
+        Self {
             pid,
             descriptor,
             ended: None,
-        })
+            ours: true,
+        }
     }
 
     /// Its number.
@@ -87,17 +96,41 @@ impl Process {
         self.wait_with(WaitIdOptions::EXITED)
     }
 
+    /// Lets go of it: it lives on.
+    pub fn release(&mut self) {
+        self.ours = false;
+    }
+
+    /// Whether it was not let go of.
+    pub fn is_ours(&self) -> bool {
+        self.ours
+    }
+
     fn wait_with(&mut self, options: WaitIdOptions) -> Option<&str> {
         while self.ended.is_none() {
             match waitid(WaitId::PidFd(self.descriptor.as_fd()), options) {
                 Ok(Some(status)) => self.ended = Some(describe(&status)),
                 Ok(None) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                Err(Errno::CHILD) => match has_ended(&self.descriptor, options) {
+                    Ok(true) => self.ended = Some(UNKNOWN.to_owned()),
+                    Ok(false) => break,
+                    Err(Errno::INTR) => {}
+                    Err(error) => self.ended = Some(error.to_string()),
+                },
                 Err(error) => self.ended = Some(error.to_string()),
             }
         }
         self.ended.as_deref()
     }
+}
+
+/// Whether a process has ended that is not a child; if need be, waits for that (pidfd_open(2)).
+fn has_ended(descriptor: &OwnedFd, options: WaitIdOptions) -> Result<bool, Errno> {
+    let now = rustix::event::Timespec::default();
+    let limit = options.contains(WaitIdOptions::NOHANG).then_some(&now);
+    let mut fds = [PollFd::new(descriptor, PollFlags::IN)];
+    Ok(poll(&mut fds, limit)? > 0)
 }
 
 /// As `std::process::ExitStatus` says it.
@@ -113,7 +146,7 @@ fn describe(status: &WaitIdStatus) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.ended.is_none() {
+        if self.ours && self.ended.is_none() {
             self.kill();
             self.wait();
         }
@@ -123,7 +156,7 @@ impl Drop for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_process_is_ended_and_its_end_is_told() {
@@ -136,5 +169,33 @@ mod tests {
         let pid = failing.pid();
         drop(failing);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_process_that_is_not_our_child_is_ended_and_waited_for_too() {
+        // The shell's child, and soon nobody's we know.
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "sleep 1000 >/dev/null 2>&1 & echo $!"])
+            .stdout(Stdio::piped());
+        let said = shell.output().unwrap().stdout;
+        let pid: i32 = std::str::from_utf8(&said).unwrap().trim().parse().unwrap();
+        let pid = Pid::from_raw(pid).unwrap();
+        let mut stranger = Process::of(pid, pidfd_open(pid, PidfdFlags::empty()).unwrap());
+        assert_eq!(stranger.try_wait(), None);
+        stranger.kill();
+        assert_eq!(stranger.wait(), Some(UNKNOWN));
+    }
+
+    #[test]
+    fn a_process_that_was_let_go_of_lives_on() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut process = Process::of(pid, pidfd_open(pid, PidfdFlags::empty()).unwrap());
+        process.release();
+        drop(process);
+        assert_eq!(child.try_wait().unwrap(), None);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -17,6 +17,7 @@ use crate::exit::Ended;
 use crate::machine::{Machine, MachineState, Template};
 use crate::process::fork::{Side, sibling};
 use crate::process::message::{Failure, FailureKind, LoadSpec, Reply, Split, SplitSpec};
+use crate::process::wire::{Descriptors, send};
 use crate::wake_set::WakeSet;
 
 /// The two sides of a split.
@@ -29,8 +30,9 @@ fn host(error: impl std::fmt::Display) -> Failure {
     failure(FailureKind::Host, error)
 }
 
-fn control_of_child(descriptor: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
-    descriptor.ok_or_else(|| failure(FailureKind::Conflict, "a fork needs a control stream of its own"))
+fn control_of_child(mut came: Descriptors) -> Result<OwnedFd, Failure> {
+    came.next("the fork's control stream")
+        .map_err(|error| failure(FailureKind::Conflict, error))
 }
 
 impl Server {
@@ -63,8 +65,8 @@ impl Server {
     }
 
     /// Forks a template.
-    pub(super) fn fork(&mut self, descriptor: Option<OwnedFd>) -> Answer {
-        let control = control_of_child(descriptor)?;
+    pub(super) fn fork(&mut self, came: Descriptors) -> Answer {
+        let control = control_of_child(came)?;
         let (template, disk) = self.take_template("fork")?;
         self.vm = Vm::Template(template, disk);
         // SAFETY: a template has no threads: those of machines there may have been are joined.
@@ -79,8 +81,8 @@ impl Server {
     }
 
     /// Stops the machine, forks, and lets it go on. In the child the machine is a template.
-    pub(super) fn split(&mut self, spec: &SplitSpec, descriptor: Option<OwnedFd>) -> Answer {
-        let control = control_of_child(descriptor)?;
+    pub(super) fn split(&mut self, spec: &SplitSpec, came: Descriptors) -> Answer {
+        let control = control_of_child(came)?;
         let mut trace = Trace::default();
         let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
@@ -151,7 +153,7 @@ impl Server {
         Ok((state, frozen))
     }
 
-    fn go_on(&mut self, machine: Machine) -> Result<(), Failure> {
+    pub(super) fn go_on(&mut self, machine: Machine) -> Result<(), Failure> {
         match machine.run() {
             Ok(running) => {
                 self.vm = Vm::Running(running);
@@ -176,13 +178,17 @@ impl Server {
         };
     }
 
-    /// In a forked child: the control stream is its own. The parent's is closed here, so that its owner notices
-    /// when the parent ends.
+    /// In a forked child: the control stream is its own, and it says that it is there. The parent's is closed here, so
+    /// that its owner notices when the parent ends; so is what the parent has to outlive its owner.
     fn listen_to(&mut self, control: OwnedFd) {
         let stdin: io::Result<()> = rustix::stdio::dup2_stdin(&control).map_err(io::Error::from);
         if let Err(error) = stdin {
             tracing::warn!(%error, "the parent's control stream stays open");
         }
-        self.control = UnixStream::from(control);
+        self.forget_kept();
+        let control = UnixStream::from(control);
+        // If nobody hears it, nobody is there, which is found out next.
+        let _ = send(&control, &Reply::Born);
+        self.control = Some(control);
     }
 }

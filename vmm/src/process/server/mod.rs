@@ -5,6 +5,7 @@
 //! machine of. Whatever it is, it ends when its owner closes the control stream.
 
 mod copies;
+mod kept;
 mod running;
 mod saving;
 
@@ -15,11 +16,12 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::message::{Failure, FailureKind, Reply, Request};
-use super::wire::{receive, send};
+use super::wire::{Descriptors, receive, send};
 use crate::disk::{SharedOverlay, Stack};
 use crate::exit::Ended;
 use crate::machine::{Machine, MachineError, Running, Template};
 use crate::vcpu::gate;
+use kept::Kept;
 
 /// The machine, as far as it has come.
 enum Vm {
@@ -34,23 +36,38 @@ enum Vm {
 }
 
 struct Server {
-    control: UnixStream,
+    /// To the owner, while there is one.
+    control: Option<UnixStream>,
+    kept: Option<Kept>,
     vm: Vm,
     disk: Option<SharedOverlay>,
     tell_end: bool,
 }
 
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The owner has something to say, or is gone.
+    Owner,
+    /// Somebody wants to be the owner.
+    Caller,
+    /// The machine may have ended.
+    Machine,
+}
+
 /// What is to be said to the owner. After a fork, the child has nothing to say to the parent's.
 type Answer = Result<Option<Reply>, Failure>;
 
-/// Serves `control` until it is closed or the process has nothing more to say.
+/// Serves `control` until it is closed or the process has nothing more to say. A process that is kept serves whoever
+/// is its owner next, and never returns but for a failure.
 ///
 /// # Errors
 /// When the control stream fails.
 pub fn serve(control: OwnedFd) -> io::Result<()> {
     gate::install_kick_handler()?;
     let mut server = Server {
-        control: UnixStream::from(control),
+        control: Some(UnixStream::from(control)),
+        kept: None,
         vm: Vm::None,
         disk: None,
         tell_end: false,
@@ -62,26 +79,19 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
         if let Vm::Over(ended) = &server.vm
             && server.tell_end
         {
-            send(&server.control, &Reply::Ended(ended.clone()))?;
+            server.tell(&Reply::Ended(ended.clone()))?;
             server.tell_end = false;
         }
-        if !server.wait()? {
-            continue;
-        }
-        let Some((request, descriptor)) = receive::<Request>(&server.control)? else {
-            return Ok(());
-        };
-        let reply = match request {
-            Request::AwaitEnd => {
-                server.tell_end = true;
-                None
-            }
-            request => server
-                .answer(request, descriptor)
-                .unwrap_or_else(|failure| Some(Reply::Failed(failure))),
-        };
-        if let Some(reply) = reply {
-            send(&server.control, &reply)?;
+        match server.wait()? {
+            Next::Machine => {}
+            Next::Caller => server.meet(),
+            Next::Owner => match server.hear() {
+                Ok(true) => {}
+                Ok(false) if server.owner_left() => {}
+                Ok(false) => return Ok(()),
+                Err(error) if server.owner_left() => tracing::info!(%error, "the owner's stream"),
+                Err(error) => return Err(error),
+            },
         }
     }
 }
@@ -106,23 +116,63 @@ fn from_machine(error: MachineError) -> Failure {
 }
 
 impl Server {
-    /// Waits until the owner has something to say (true) or the VM has ended (false).
-    fn wait(&self) -> io::Result<bool> {
-        let running = match &self.vm {
-            Vm::Running(running) => Some(running.ended().clone()),
-            _ => None,
+    /// Says something to the owner. If it is gone, nobody hears it; [`Server::hear`] will find that out.
+    fn tell(&self, reply: &Reply) -> io::Result<()> {
+        match &self.control {
+            Some(control) => send(control, reply),
+            None => Ok(()),
+        }
+        .or_else(|error| if self.kept.is_some() { Ok(()) } else { Err(error) })
+    }
+
+    /// Hears a request and answers it; false when there will be no more.
+    fn hear(&mut self) -> io::Result<bool> {
+        let Some(control) = &self.control else {
+            return Ok(false);
         };
-        let mut fds = vec![PollFd::new(&self.control, PollFlags::IN)];
-        if let Some(ended) = &running {
-            // SAFETY: the event lives in `running`, which outlives `fds`.
-            let event = unsafe { BorrowedFd::borrow_raw(ended.event().as_raw_fd()) };
+        let Some((request, came)) = receive::<Request>(control)? else {
+            return Ok(false);
+        };
+        let reply = match request {
+            Request::AwaitEnd => {
+                self.tell_end = true;
+                None
+            }
+            request => self
+                .answer(request, came)
+                .unwrap_or_else(|failure| Some(Reply::Failed(failure))),
+        };
+        if let Some(reply) = reply {
+            self.tell(&reply)?;
+        }
+        Ok(true)
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) -> io::Result<Next> {
+        let mut fds = Vec::with_capacity(3);
+        let mut next = Vec::with_capacity(3);
+        // The owner first: if it has just gone, that is found out before somebody takes its place.
+        if let Some(control) = &self.control {
+            fds.push(PollFd::new(control, PollFlags::IN));
+            next.push(Next::Owner);
+        }
+        if let Some(kept) = &self.kept {
+            fds.push(PollFd::new(&kept.listener, PollFlags::IN));
+            next.push(Next::Caller);
+        }
+        if let Vm::Running(running) = &self.vm {
+            // SAFETY: the event lives in `self.vm`, which outlives `fds`.
+            let event = unsafe { BorrowedFd::borrow_raw(running.ended().event().as_raw_fd()) };
             fds.push(PollFd::from_borrowed_fd(event, PollFlags::IN));
+            next.push(Next::Machine);
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(!fds[0].revents().is_empty())
+        let ready = fds.iter().zip(next).find(|(fd, _)| !fd.revents().is_empty());
+        Ok(ready.map_or(Next::Machine, |(_, next)| next))
     }
 
     /// The end of a running VM, with its threads stopped.
@@ -138,15 +188,15 @@ impl Server {
         Some(ended)
     }
 
-    fn answer(&mut self, request: Request, descriptor: Option<OwnedFd>) -> Answer {
+    fn answer(&mut self, request: Request, came: Descriptors) -> Answer {
         match request {
-            Request::Fork => return self.fork(descriptor),
-            Request::Split(spec) => return self.split(&spec, descriptor),
-            Request::Boot(spec) => self.boot(spec, descriptor),
+            Request::Fork => return self.fork(came),
+            Request::Split(spec) => return self.split(&spec, came),
+            Request::Boot(spec) => self.boot(spec, came),
             Request::Load(spec) => self.load(&spec),
             Request::UseWakeSet(pages) => self.use_wake_set(pages),
             Request::Arm(spec) => self.arm(&spec),
-            Request::Wake(spec) => self.wake(&spec, descriptor),
+            Request::Wake(spec) => self.wake(&spec, came),
             Request::WakeSet => self.wake_set(),
             Request::Save(directory) => self.save(&directory),
             Request::ArmForkPort => self.arm_fork_port(),
@@ -158,6 +208,8 @@ impl Server {
             Request::RequestMemory(bytes) => self.request_memory(bytes),
             Request::GrowDisk(bytes) => self.grow_disk(bytes),
             Request::Stats => self.stats(),
+            Request::Keep(token) => self.keep(token, came),
+            Request::Ping => Ok(Reply::Done),
             // Handled by the caller.
             Request::AwaitEnd => Ok(Reply::Done),
         }

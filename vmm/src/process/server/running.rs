@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,15 +15,16 @@ use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
 use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
+use crate::process::wire::Descriptors;
 use crate::ram::RamLayout;
 use crate::socket;
 use crate::wake_set::WakeSet;
 
 /// Connects the network card of a machine that has not run yet, if it is to be.
-fn connect(devices: &DeviceSet, spec: Option<&Network>, tap: Option<OwnedFd>) -> Result<(), Failure> {
-    match (spec, tap) {
-        (None, None) => Ok(()),
-        (Some(spec), Some(tap)) => devices
+fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -> Result<(), Failure> {
+    match (spec, came.next("the TAP device")) {
+        (None, Err(_)) => Ok(()),
+        (Some(spec), Ok(tap)) => devices
             .connect(spec, tap)
             .map_err(|error| failure(FailureKind::Host, format!("the TAP device: {error}"))),
         _ => Err(failure(
@@ -54,7 +54,7 @@ impl Server {
         })
     }
 
-    pub(super) fn boot(&mut self, spec: BootSpec, tap: Option<OwnedFd>) -> Result<Reply, Failure> {
+    pub(super) fn boot(&mut self, spec: BootSpec, came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
         let disk = disk::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
         let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
@@ -68,7 +68,7 @@ impl Server {
             cmdline: spec.cmdline,
         };
         let machine = Machine::boot(&config, attachments).map_err(from_machine)?;
-        connect(machine.devices(), spec.network.as_ref(), tap)?;
+        connect(machine.devices(), spec.network.as_ref(), came)?;
         self.vm = Vm::Running(machine.run().map_err(from_machine)?);
         Ok(Reply::Done)
     }
@@ -92,13 +92,13 @@ impl Server {
     }
 
     /// Lets an armed machine run, and waits until it is who it should be.
-    pub(super) fn wake(&mut self, spec: &WakeSpec, tap: Option<OwnedFd>) -> Result<Reply, Failure> {
+    pub(super) fn wake(&mut self, spec: &WakeSpec, came: Descriptors) -> Result<Reply, Failure> {
         let mut trace = Trace::default();
         trace.mark("wake request received");
         let Vm::Running(running) = &mut self.vm else {
             return Err(cannot("wake", &self.vm));
         };
-        connect(running.devices(), spec.identity.network.as_ref(), tap)?;
+        connect(running.devices(), spec.identity.network.as_ref(), came)?;
         running.write_mailbox(&spec.identity).map_err(from_machine)?;
         trace.mark("mailbox written");
         let released_ns = running.release().map_err(from_machine)?;
@@ -194,6 +194,7 @@ impl Server {
             requested_bytes: mem.device().requested_size(),
             plugged_bytes: mem.device().plugged_size(),
             disk_bytes: self.disk.as_ref().map_or(0, SharedOverlay::bytes),
+            paused: matches!(self.vm, Vm::Paused(_)),
         }))
     }
 }
