@@ -265,6 +265,7 @@ impl Engine {
             expires_at,
         };
         let sandbox = Sandbox::new(fixed, held, changing)?;
+        self.keep(&sandbox);
         // A first command is part of the call that makes its sandbox: what ends the call ends the sandbox.
         let mut cut = None;
         let exec = match &request.exec {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use spore_protocol::{ExecOutcome, ExitStatus, OutputStream, StdinMode};
-use spore_types::{Encoding, ExecRequest, ExecResult};
+use spore_types::{Encoding, ExecRequest, ExecResult, TtySize};
 
 use super::agent::{Cut, connect, explain};
 use super::sandbox::Sandbox;
@@ -37,8 +37,17 @@ pub fn to_agent(request: &ExecRequest, default_limit: Option<u32>) -> Result<spo
         cwd: request.cwd.clone(),
         user: request.user.clone(),
         time_limit_ms: limit.map(|seconds| u64::from(seconds) * 1000),
+        tty: request.tty.map(tty),
         ..spore_protocol::ExecRequest::default()
     })
+}
+
+/// As the agent has it.
+pub fn tty(size: TtySize) -> spore_protocol::TtySize {
+    spore_protocol::TtySize {
+        rows: size.rows,
+        cols: size.cols,
+    }
 }
 
 /// How a command ended, without its output.

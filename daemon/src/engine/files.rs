@@ -38,13 +38,15 @@ pub fn mode(text: Option<&str>) -> Result<Option<u32>> {
     }
 }
 
-/// Copies a file into `sink`.
+/// Copies a file into `sink`; `begun` is told its permission bits, and given what cuts it short.
 ///
 /// # Errors
 /// `guest_refused` also when the guest could not read on half-way.
-pub fn read(sandbox: &Sandbox, path: &str, begun: impl FnOnce(Cut), sink: &mut dyn Write) -> Result<()> {
+pub fn read(sandbox: &Sandbox, path: &str, begun: impl FnOnce(u32, Cut), sink: &mut dyn Write) -> Result<()> {
     let (mut agent, cut) = connect(sandbox)?;
-    begun(cut);
+    // Of a link this is the link's own; its target's is not worth a second question.
+    let stat = agent.stat(path).map_err(|error| explain(sandbox, error))?;
+    begun(stat.mode & 0o7777, cut);
     agent
         .read_file(path, sink)
         .map_err(|error| explain(sandbox, error))?;

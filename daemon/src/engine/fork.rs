@@ -107,6 +107,7 @@ impl Engine {
                 expires_at,
             };
             let sandbox = Sandbox::new(fixed, held, changing)?;
+            self.keep(&sandbox);
             Ok(Made { sandbox, exec: None })
         });
         Ok(LiveForked {

@@ -89,13 +89,12 @@ impl Engine {
             let held = work.held().ok()?;
             held.plugged.as_ref()?.attachment().traffic().ok()
         });
-        let run = sandbox.console().parent().map(Path::to_owned).unwrap_or_default();
         Usage {
             cpu_ms: cpu_ms(sandbox.pid()),
             rss_bytes,
             unique_bytes,
             plugged_bytes: u64::from(plugged_mb) << 20,
-            disk_bytes: disk_bytes(&run),
+            disk_bytes: disk_bytes(sandbox.run()),
             network_received_bytes: traffic.as_ref().map_or(0, |traffic| traffic.received_bytes),
             network_sent_bytes: traffic.as_ref().map_or(0, |traffic| traffic.sent_bytes),
         }

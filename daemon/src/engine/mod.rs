@@ -2,6 +2,7 @@
 //!
 //! Each call is one file's; this one has what they share.
 
+pub mod adopt;
 pub mod agent;
 pub mod builds;
 pub mod checkpoints;
@@ -16,6 +17,7 @@ pub mod images;
 pub mod keeper;
 pub mod ledger;
 pub mod metrics;
+pub mod record;
 pub mod sandbox;
 pub mod update;
 
@@ -76,16 +78,16 @@ impl Engine {
     /// # Errors
     /// What is wrong with it, or with this host.
     pub fn open(config: Config) -> Result<Self> {
-        let host = Host::open(&config.data, &config.cache, config.kernel.as_deref())?;
+        spore_vmm::kvm::open().map_err(|error| Error::new(ErrorCode::Unsupported, error.to_string()))?;
+        let (host, found) = adopt::open(&config)?;
         let host = host.with_network(spore_network::Config {
             range: config.network_range,
             ..spore_network::Config::default()
         });
-        spore_vmm::kvm::open().map_err(|error| Error::new(ErrorCode::Unsupported, error.to_string()))?;
         let pool = Pool::new(host.store().clone(), config.budget).map_err(Error::internal)?;
         let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
         let metrics = Metrics::default();
-        Ok(Self {
+        let engine = Self {
             ledger: Ledger::new(memory.total().get().into(), &config.limits),
             builds: Builds::new(config.limits.builds),
             host: Arc::new(host),
@@ -98,7 +100,9 @@ impl Engine {
             execs: AtomicUsize::new(0),
             started_at: now(),
             config,
-        })
+        };
+        engine.adopt(found);
+        Ok(engine)
     }
 
     /// What has happened.
@@ -136,7 +140,7 @@ impl Engine {
         all
     }
 
-    /// Makes a sandbox known.
+    /// Makes a sandbox known, and outlive the daemon.
     pub fn register(&self, sandbox: Sandbox) -> Arc<Sandbox> {
         let sandbox = Arc::new(sandbox);
         self.map().insert(sandbox.id().to_owned(), sandbox.clone());
@@ -186,14 +190,6 @@ impl Engine {
             drop(held.plugged);
             drop(held.promise);
         }
-    }
-
-    /// The daemon goes: all sandboxes end with it.
-    pub fn leave(self: &Arc<Self>) {
-        for sandbox in self.list() {
-            self.end(&sandbox, "the daemon was stopped");
-        }
-        self.pool.settle();
     }
 
     /// # Errors

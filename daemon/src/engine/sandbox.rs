@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
+use serde::{Deserialize, Serialize};
 use spore_builder::Plugged;
 use spore_types::{ErrorCode, Network, NetworkPolicy, Origin, SandboxMemory, SandboxState, SandboxTimes};
 use spore_vmm::guest::{ForkTimes, Guest};
@@ -13,7 +14,8 @@ use super::ledger::Promise;
 use crate::error::{Error, Result};
 
 /// What does not change of a sandbox.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Fixed {
     /// Its id, that of its guest.
     pub id: String,
@@ -42,7 +44,8 @@ pub struct Fixed {
 }
 
 /// What changes.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Changing {
     /// What it is doing.
     pub state: SandboxState,
@@ -156,6 +159,11 @@ impl Sandbox {
     /// The log of its serial console.
     pub fn console(&self) -> &Path {
         &self.console
+    }
+
+    /// The directory of its VM's files.
+    pub fn run(&self) -> &Path {
+        self.console.parent().unwrap_or(Path::new("/"))
     }
 
     /// Process id of its VM.

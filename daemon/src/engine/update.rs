@@ -36,6 +36,7 @@ impl Engine {
             changing.expires_at = expires_at;
         }
         drop(changing);
+        self.write_down(&sandbox);
         Ok(sandbox)
     }
 
@@ -112,6 +113,7 @@ impl Engine {
             sandbox.changing().state = wanted;
         }
         drop(work);
+        self.write_down(&sandbox);
         Ok(sandbox)
     }
 

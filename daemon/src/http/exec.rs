@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::extract::{Body, Path};
 use super::{Shared, blocking};
 use crate::engine::agent::{Cut, connect, explain};
-use crate::engine::exec::{Collected, result, to_agent};
+use crate::engine::exec::{Collected, result, to_agent, tty};
 use crate::engine::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -191,7 +191,7 @@ fn interact(
                     Wish::Input(bytes) => writer.stdin(&bytes),
                     Wish::Control(ExecControl::StdinEnd) => writer.stdin_eof(),
                     Wish::Control(ExecControl::Signal(signal)) => writer.signal(signal.signal),
-                    Wish::Control(ExecControl::Resize(_)) => Ok(()),
+                    Wish::Control(ExecControl::Resize(size)) => writer.resize(tty(size)),
                 };
                 if sent.is_err() {
                     break;

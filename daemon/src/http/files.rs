@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -67,10 +67,10 @@ pub async fn read(
     files::path(&query.path)?;
     let sandbox = engine.sandbox(&id)?;
     let (pieces, mut reading) = mpsc::channel(PIECES);
-    let (give_cut, cut) = oneshot::channel::<Cut>();
+    let (give_cut, cut) = oneshot::channel::<(u32, Cut)>();
     let copying = tokio::task::spawn_blocking(move || {
         let mut pipe = Pipe(pieces.clone());
-        let begun = |cut| drop(give_cut.send(cut));
+        let begun = |mode, cut| drop(give_cut.send((mode, cut)));
         let copied = files::read(&sandbox, &query.path, begun, &mut pipe);
         if let Err(error) = &copied {
             // The client sees an answer that breaks off, not one that looks whole.
@@ -78,26 +78,28 @@ pub async fn read(
         }
         copied
     });
+    let begun = cut.await.ok();
+    let mode = begun.as_ref().map_or(0, |(mode, _)| *mode);
+    let head = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (HeaderName::from_static("x-spore-mode"), format!("{mode:04o}")),
+    ];
     // The first piece tells whether there is a file at all.
-    let first = reading.recv().await;
-    match first {
+    match reading.recv().await {
         Some(Ok(first)) => {
             let rest = ReceiverStream::new(reading);
             let all = tokio_stream::once(Ok(first)).chain(rest);
-            let cut = cut.await.ok();
             // Cut when the answer is dropped: nobody reads on.
             let all = all.map(move |piece| {
-                let _held = &cut;
+                let _held = &begun;
                 piece
             });
-            let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-            Ok((kind, Body::from_stream(all)).into_response())
+            Ok((head, Body::from_stream(all)).into_response())
         }
         // Nothing was written, or nothing could be.
         None | Some(Err(_)) => {
             copying.await.map_err(Error::internal)??;
-            let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-            Ok((kind, Body::empty()).into_response())
+            Ok((head, Body::empty()).into_response())
         }
     }
 }

@@ -1,0 +1,135 @@
+//! Sandboxes that outlive their daemon.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use spore_builder::Host;
+use spore_snapshot::RunId;
+use spore_snapshot::store::Store;
+use spore_types::EventKind;
+use spore_vmm::guest::{AdoptError, Guest, adoptable, discard};
+
+use super::Engine;
+use super::record::Record;
+use super::sandbox::{Held, Sandbox};
+
+/// What there is of an earlier daemon's sandboxes.
+#[derive(Default)]
+pub struct Found {
+    guests: Vec<(Guest, Record)>,
+    /// Those that could not be taken over, and why.
+    lost: Vec<(String, String)>,
+}
+
+impl Found {
+    /// Looks for them. Before the data directory is opened: that sweeps what is dead, and here it is to be told.
+    pub fn look(data: &Path) -> Self {
+        let store = Store::attach(data);
+        let mut found = Self::default();
+        // A directory that is not there yet has none.
+        for id in adoptable(&store).unwrap_or_default() {
+            match take_over(&store, &id) {
+                Ok(Some(taken)) => found.guests.push(taken),
+                Ok(None) => {}
+                Err(why) => found.lost.push((id.as_str().to_owned(), why)),
+            }
+        }
+        found
+    }
+}
+
+/// `None`: it has an owner that is none of ours, a command line's for example.
+fn take_over(store: &Store, id: &RunId) -> Result<Option<(Guest, Record)>, String> {
+    let guest = match Guest::adopt(store, id) {
+        Ok(guest) => guest,
+        Err(AdoptError::Owned { .. }) => return Ok(None),
+        Err(error) => {
+            if !error.is_gone()
+                && let Err(error) = discard(store, id)
+            {
+                tracing::warn!(%error, sandbox = %id.as_str(), "what cannot be adopted could not be ended");
+            }
+            return Err(error.to_string());
+        }
+    };
+    // Without its record nobody knows whose it is; dropped, it ends.
+    let run = guest.console().parent().map(Path::to_owned).unwrap_or_default();
+    let record = Record::read(&run)?;
+    if record.fixed.id != guest.id() {
+        return Err("its record is another sandbox's".to_owned());
+    }
+    Ok(Some((guest, record)))
+}
+
+impl Engine {
+    /// Takes over what was found, and tells of it.
+    pub(super) fn adopt(&self, found: Found) {
+        let mut adopted = 0;
+        let mut lost = found.lost;
+        for (guest, record) in found.guests {
+            let held = Held {
+                guest,
+                plugged: None,
+                promise: self.ledger.acknowledge(record.changing.granted_mb),
+                awaited: false,
+            };
+            let id = record.fixed.id.clone();
+            match Sandbox::new(record.fixed, held, record.changing) {
+                Ok(sandbox) => {
+                    self.map().insert(id, Arc::new(sandbox));
+                    adopted += 1;
+                }
+                Err(error) => lost.push((id, error.to_string())),
+            }
+        }
+        self.events.tell(EventKind::Started { adopted });
+        for (sandbox, cause) in lost {
+            tracing::warn!(sandbox, cause, "a sandbox of an earlier daemon is lost");
+            self.events.tell(EventKind::SandboxLost { sandbox, cause });
+        }
+    }
+
+    /// Writes down how a sandbox is now.
+    pub(super) fn write_down(&self, sandbox: &Sandbox) {
+        if let Err(error) = Record::of(sandbox).write(sandbox.run()) {
+            // The next daemon will think of it as it was.
+            tracing::warn!(sandbox = sandbox.id(), %error, "a change could not be written down");
+        }
+    }
+
+    /// Makes a sandbox outlive the daemon. One that cannot ends with it, as it says in the log.
+    pub(super) fn keep(&self, sandbox: &Sandbox) {
+        if let Err(error) = Record::of(sandbox).write(sandbox.run()) {
+            tracing::warn!(sandbox = sandbox.id(), %error, "it cannot be written down and will end with this daemon");
+            return;
+        }
+        let mut work = sandbox.work();
+        let Ok(held) = work.held() else { return };
+        // Its place on the network is ours and would go with us.
+        if held.plugged.is_none()
+            && let Err(error) = held.guest.keep()
+        {
+            tracing::warn!(sandbox = sandbox.id(), %error, "it will end with this daemon");
+        }
+    }
+
+    /// The daemon goes, and leaves its sandboxes to the next.
+    pub fn leave(&self) {
+        let all = std::mem::take(&mut *self.map());
+        for sandbox in all.into_values() {
+            let held = sandbox.work().take();
+            if let Some(held) = held {
+                // One that is not kept ends.
+                held.guest.release();
+            }
+        }
+        self.pool.settle();
+    }
+}
+
+/// The host of a data directory, and the sandboxes that an earlier daemon left in it.
+pub(super) fn open(config: &crate::Config) -> crate::error::Result<(Host, Found)> {
+    let found = Found::look(&config.data);
+    let host = Host::open(&config.data, &config.cache, config.kernel.as_deref())?;
+    Ok((host, found))
+}
