@@ -16,6 +16,7 @@ pub mod data;
 pub mod harness;
 pub mod hold;
 pub mod host;
+pub mod http;
 pub mod left;
 pub mod role;
 pub mod sandbox;

@@ -11,6 +11,7 @@ use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 use spore_vmm::pool;
 
+use super::cgroup::Share;
 use super::exec::Collected;
 use super::facts::{Facts, choose};
 use super::ledger::Promise;
@@ -234,6 +235,11 @@ impl Engine {
         };
         let mut guest = forked.guest;
         self.metrics.observe(origin, guest.times());
+        let share = Share {
+            memory_mb: order.memory_mb,
+            cpus: order.facts.cpus,
+        };
+        self.limit(&guest, origin, share);
         grow(&mut guest, order.facts.floor_mb, order.memory_mb, request.disk_mb)?;
         let granted_mb = order.memory_mb;
         let fixed = Fixed {

@@ -7,6 +7,7 @@ use spore_types::{ErrorCode, ForkRequest, Origin, SandboxState};
 use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
+use super::cgroup::Share;
 use super::create::{AGENT, Made, check_count, check_metadata, expiry, policy, someone};
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
@@ -86,6 +87,11 @@ impl Engine {
                 self.metrics.fork_failures.inc();
             })?;
             self.metrics.observe(Origin::LiveFork, guest.times());
+            let share = Share {
+                memory_mb: wanted_mb.max(has_mb),
+                cpus: parent.fixed.cpus,
+            };
+            self.limit(&guest, Origin::LiveFork, share);
             if wanted_mb != has_mb {
                 let mut agent = guest.agent(AGENT)?;
                 guest.resize(&mut agent, wanted_mb)?;

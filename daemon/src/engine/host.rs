@@ -151,7 +151,7 @@ impl Engine {
             templates: small(pool.templates),
             shells: small(pool.shells),
             kvm: kvm_kind().to_owned(),
-            confinement: Vec::new(),
+            confinement: vec![self.groups.describe()],
             versions: Versions {
                 spore: env!("CARGO_PKG_VERSION").to_owned(),
                 api: API.to_owned(),

@@ -9,10 +9,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use spore_types::SandboxState;
 
 use super::Engine;
+use super::pressure::Relief;
 use super::sandbox::Sandbox;
 
 /// Between two looks.
 const ROUND: Duration = Duration::from_millis(250);
+/// Rounds between two sweeps of control groups.
+const SWEEP: u32 = 20;
 /// How long a VM may take to say that it has not ended.
 const ASK: Duration = Duration::from_millis(1);
 
@@ -31,6 +34,7 @@ impl Keeper {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+            let (mut rounds, mut pressure) = (0u32, Relief::default());
             while !stopped.load(Ordering::Relaxed) {
                 for sandbox in engine.list() {
                     if let Some(cause) = ended(&sandbox) {
@@ -38,6 +42,11 @@ impl Keeper {
                     }
                 }
                 engine.expire();
+                pressure.look(&engine);
+                if rounds % SWEEP == 0 {
+                    engine.sweep_groups();
+                }
+                rounds += 1;
                 std::thread::sleep(ROUND);
             }
         })?;

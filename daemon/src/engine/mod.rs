@@ -5,6 +5,7 @@
 pub mod adopt;
 pub mod agent;
 pub mod builds;
+pub mod cgroup;
 pub mod checkpoints;
 pub mod create;
 pub mod events;
@@ -17,20 +18,24 @@ pub mod images;
 pub mod keeper;
 pub mod ledger;
 pub mod metrics;
+pub mod pressure;
 pub mod record;
 pub mod sandbox;
 pub mod update;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use spore_builder::Host;
-use spore_types::{ErrorCode, EventKind};
+use spore_types::{ErrorCode, EventKind, Origin};
+use spore_vmm::guest::Guest;
 use spore_vmm::pool::Pool;
 
 use self::builds::Builds;
+use self::cgroup::{Groups, Share};
 use self::events::Events;
 use self::facts::FactsCache;
 use self::ledger::Ledger;
@@ -52,6 +57,8 @@ pub struct Engine {
     config: Config,
     host: Arc<Host>,
     pool: Pool,
+    /// After the pool: groups can be removed when their VMs are gone.
+    groups: Arc<Groups>,
     ledger: Ledger,
     events: Arc<Events>,
     builds: Builds,
@@ -85,6 +92,13 @@ impl Engine {
             ..spore_network::Config::default()
         });
         let pool = Pool::new(host.store().clone(), config.budget).map_err(Error::internal)?;
+        let groups = Arc::new(Groups::find(Path::new("/sys/fs/cgroup")));
+        let placing = groups.clone();
+        pool.on_armed(Box::new(move |id, pid| {
+            if let Err(error) = placing.place(id, pid) {
+                tracing::warn!(%error, "a shell has no control group");
+            }
+        }));
         let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
         let metrics = Metrics::default();
         let engine = Self {
@@ -92,6 +106,7 @@ impl Engine {
             builds: Builds::new(config.limits.builds),
             host: Arc::new(host),
             pool,
+            groups,
             events: Arc::default(),
             metrics,
             facts: FactsCache::default(),
@@ -103,6 +118,18 @@ impl Engine {
         };
         engine.adopt(found);
         Ok(engine)
+    }
+
+    /// Limits a VM to its share. A VM without limits is no reason to have none; it is said in the log.
+    fn limit(&self, guest: &Guest, origin: Origin, share: Share) {
+        let placed = match origin {
+            Origin::Shell => Ok(()),
+            // Placed on the path of the call; shells are what avoids that.
+            Origin::Fork | Origin::LiveFork => self.groups.place(guest.id(), guest.pid()),
+        };
+        if let Err(error) = placed.and_then(|()| self.groups.limit(guest.id(), share)) {
+            tracing::warn!(sandbox = guest.id(), %error, "it has no limits of its own");
+        }
     }
 
     /// What has happened.
@@ -169,10 +196,6 @@ impl Engine {
         sandbox.kill();
         self.map().remove(sandbox.id());
         self.metrics.sandboxes_ended.inc();
-        self.events.tell(EventKind::SandboxEnded {
-            sandbox: sandbox.id().to_owned(),
-            cause: cause.to_owned(),
-        });
         match sandbox.try_work() {
             Some(mut work) => self.discard(work.take()),
             // Whoever works with it fails soon, since its VM is dead.
@@ -181,6 +204,11 @@ impl Engine {
                 std::thread::spawn(move || engine.discard(sandbox.work().take()));
             }
         }
+        // Told when its memory can be had again, if nobody works with it.
+        self.events.tell(EventKind::SandboxEnded {
+            sandbox: sandbox.id().to_owned(),
+            cause: cause.to_owned(),
+        });
     }
 
     fn discard(&self, held: Option<sandbox::Held>) {

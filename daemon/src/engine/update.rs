@@ -5,6 +5,7 @@ use std::sync::Arc;
 use spore_types::{ErrorCode, EventKind, SandboxState, SandboxUpdate};
 use spore_vmm::guest::{GuestError, ResizeError};
 
+use super::cgroup::Share;
 use super::create::{AGENT, check_metadata, expiry};
 use super::sandbox::Sandbox;
 use super::{Engine, now};
@@ -57,6 +58,13 @@ impl Engine {
         if u64::from(wanted) > before {
             held.promise.change(wanted)?;
         }
+        let share = |memory_mb| Share {
+            memory_mb,
+            cpus: sandbox.fixed.cpus,
+        };
+        if u64::from(wanted) > before {
+            self.relimit(sandbox.id(), share(wanted));
+        }
         let agent = held.guest.agent(AGENT);
         let resized = agent.and_then(|mut agent| held.guest.resize(&mut agent, wanted));
         held.awaited = false;
@@ -71,6 +79,7 @@ impl Engine {
         };
         // Not more than was promised, so there is room.
         held.promise.change(granted)?;
+        self.relimit(sandbox.id(), share(granted));
         let mut changing = sandbox.changing();
         changing.requested_mb = asked_mb;
         changing.granted_mb = granted;
@@ -80,6 +89,12 @@ impl Engine {
             granted_mb: granted,
         });
         resized.map(drop).map_err(Error::from)
+    }
+
+    fn relimit(&self, id: &str, share: Share) {
+        if let Err(error) = self.groups.limit(id, share) {
+            tracing::warn!(sandbox = id, %error, "its limits stay as they were");
+        }
     }
 
     /// Stops a sandbox's vCPUs; stopped is fine.

@@ -23,6 +23,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let bytes = body(request, state).await?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // A list of a type's values in order would do for serde; nobody means that.
+        if bytes
+            .trim_ascii_start()
+            .first()
+            .is_some_and(|first| *first == b'[')
+        {
+            return Err(Error::invalid("the body: it must be an object"));
+        }
         serde_json::from_slice(bytes)
             .map(Body)
             .map_err(|error| Error::invalid(format!("the body: {error}")))

@@ -4,6 +4,7 @@
 
 mod apart;
 mod builds;
+mod daemon;
 mod damage;
 mod death;
 mod debian;
@@ -32,7 +33,8 @@ fn main() -> ExitCode {
         ("internet", spore_tests::wire::internet),
     ]
     .into_iter()
-    .chain(fork_correctness::roles());
+    .chain(fork_correctness::roles())
+    .chain(daemon::roles());
     if let Some(code) = role::play(&Vec::from_iter(roles)) {
         return code;
     }
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         damage:
             a_damaged_checkpoint_is_refused_and_the_file_named,
     };
+    tests.extend(daemon::tests());
     tests.extend(fork_correctness::tests());
     harness::run(
         tests,

@@ -14,7 +14,7 @@ mod reaper;
 mod refill;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use spore_snapshot::CheckpointId;
@@ -74,6 +74,9 @@ pub struct PoolStats {
     pub shells: usize,
 }
 
+/// What is to be done with a shell when it was made: it is given its id and its process.
+pub type OnArmed = Box<dyn Fn(&str, u32) + Send + Sync>;
+
 /// Templates and shells kept ready.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -88,6 +91,7 @@ struct Shared {
     wanted: Condvar,
     /// A template was loaded, or could not be.
     loaded: Condvar,
+    on_armed: OnceLock<OnArmed>,
     reaper: Reaper,
 }
 
@@ -96,6 +100,8 @@ struct Inner {
     entries: BTreeMap<CheckpointId, Entry>,
     /// Forks that are being made for somebody who waits.
     waiting: usize,
+    /// No shells are made: memory is short.
+    frugal: bool,
     /// Counts uses; the entry with the least is the least recently used.
     uses: u64,
     closing: bool,
@@ -136,6 +142,7 @@ impl Pool {
             inner: Mutex::default(),
             wanted: Condvar::new(),
             loaded: Condvar::new(),
+            on_armed: OnceLock::new(),
             reaper: Reaper::start()?,
         });
         let refilled = shared.clone();
@@ -146,6 +153,49 @@ impl Pool {
             shared,
             refiller: Some(refiller),
         })
+    }
+
+    /// Says what is to be done with every shell, off the path of whoever wants a fork. The first to say so is heard.
+    pub fn on_armed(&self, what: OnArmed) {
+        // Somebody was first.
+        let _ = self.shared.on_armed.set(what);
+    }
+
+    /// Drops all shells and makes no more, or makes them again. Says how many were dropped.
+    pub fn set_frugal(&self, frugal: bool) -> usize {
+        let mut dropped = Vec::new();
+        let mut inner = self.shared.lock();
+        inner.frugal = frugal;
+        if frugal {
+            for entry in inner.entries.values_mut() {
+                dropped.extend(entry.shells.drain(..));
+            }
+        }
+        drop(inner);
+        self.shared.wanted.notify_all();
+        let count = dropped.len();
+        for shell in dropped {
+            self.shared.reaper.shell(shell);
+        }
+        count
+    }
+
+    /// Drops all templates but those that are being loaded, with their shells. Says how many.
+    pub fn drop_templates(&self) -> usize {
+        let mut inner = self.shared.lock();
+        let loaded: Vec<_> = inner
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.template.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        let dropped: Vec<_> = loaded.iter().filter_map(|id| inner.entries.remove(id)).collect();
+        drop(inner);
+        let count = dropped.len();
+        for entry in dropped {
+            entry.discard(&self.shared.reaper);
+        }
+        count
     }
 
     /// A running fork of a checkpoint, from a shell if there is one. Its times count from this call.

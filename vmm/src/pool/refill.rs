@@ -28,7 +28,7 @@ pub(super) fn run(shared: &Shared) {
             continue;
         }
         let next = match inner.waiting {
-            0 => inner.short_of_shells(shared),
+            0 if !inner.frugal => inner.short_of_shells(shared),
             _ => None,
         };
         let Some((id, template)) = next else {
@@ -58,7 +58,11 @@ pub(super) fn run(shared: &Shared) {
 
 fn make(shared: &Shared, template: &Mutex<Template>) -> Result<Shell, GuestError> {
     let unarmed = lock(template).split_off(&shared.store)?;
-    unarmed.arm()
+    let shell = unarmed.arm()?;
+    if let Some(then) = shared.on_armed.get() {
+        then(shell.id(), shell.pid());
+    }
+    Ok(shell)
 }
 
 impl Inner {

@@ -1,0 +1,133 @@
+//! What is given back when the host's memory is short: first shells, then templates, then what guests do not use.
+//!
+//! Short is when tasks have waited for memory for more than a tenth of the last 10 s (PSI), which reclaiming brings
+//! about well before anything is killed. Each measure gets time to show before the next is taken; shells are made
+//! again when a minute has passed without pressure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spore_types::EventKind;
+
+use super::Engine;
+use super::host::pressure;
+
+/// Percent of the last 10 s in which some task waited for memory.
+const SHORT: f64 = 10.0;
+/// Percent below which it is over.
+const OVER: f64 = 1.0;
+/// What one measure is given to show. As long as the average's.
+const SHOW: Duration = Duration::from_secs(10);
+/// How long it must be over before shells are made again.
+const CALM: Duration = Duration::from_secs(60);
+
+/// How far it has come.
+#[derive(Debug, Default)]
+pub struct Relief {
+    measures: usize,
+    last: Option<Instant>,
+}
+
+/// What is done about it, in this order.
+const MEASURES: [&str; 3] = ["shells", "templates", "balloons"];
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    Take(&'static str),
+    Recover,
+}
+
+impl Relief {
+    fn next(&mut self, waited: f64, now: Instant) -> Next {
+        let since = self.last.map(|last| now.duration_since(last));
+        if waited >= SHORT {
+            // The last one is taken again and again: guests free memory all the time.
+            if since.is_some_and(|since| since < SHOW) {
+                return Next::Nothing;
+            }
+            let measure = MEASURES[self.measures.min(MEASURES.len() - 1)];
+            self.measures += 1;
+            self.last = Some(now);
+            return Next::Take(measure);
+        }
+        if waited >= OVER {
+            // Not over yet.
+            self.last = self.last.map(|_| now);
+            return Next::Nothing;
+        }
+        if self.measures > 0 && since.is_some_and(|since| since >= CALM) {
+            *self = Self::default();
+            return Next::Recover;
+        }
+        Next::Nothing
+    }
+
+    /// Looks how it is, and does what is next.
+    pub fn look(&mut self, engine: &Arc<Engine>) {
+        let Some(pressure) = pressure() else { return };
+        match self.next(pressure.memory_some, Instant::now()) {
+            Next::Nothing => {}
+            Next::Recover => {
+                engine.pool.set_frugal(false);
+            }
+            Next::Take(measure) => {
+                tracing::warn!(measure, waited = pressure.memory_some, "memory is short");
+                match measure {
+                    "shells" => {
+                        engine.pool.set_frugal(true);
+                    }
+                    "templates" => {
+                        engine.pool.drop_templates();
+                    }
+                    _ => engine.squeeze(),
+                }
+                engine.events.tell(EventKind::MemoryPressure {
+                    dropped: measure.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Has guests give up their caches: what they free is reported to the host, which has it back then.
+    fn squeeze(self: &Arc<Self>) {
+        for sandbox in self.list() {
+            std::thread::spawn(move || {
+                // One that is paused, or busy dying, has nothing to give.
+                if let Ok((mut agent, _cut)) = super::agent::connect(&sandbox) {
+                    let _ = agent.settle();
+                }
+            });
+        }
+    }
+
+    /// Removes control groups of VMs that are gone.
+    pub fn sweep_groups(&self) {
+        self.groups.sweep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_are_taken_one_after_the_other_and_undone_when_it_is_over() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut relief = Relief::default();
+        assert_eq!(relief.next(0.5, at(0)), Next::Nothing);
+        assert_eq!(relief.next(20.0, at(1)), Next::Take("shells"));
+        assert_eq!(relief.next(20.0, at(5)), Next::Nothing);
+        assert_eq!(relief.next(20.0, at(11)), Next::Take("templates"));
+        assert_eq!(relief.next(20.0, at(21)), Next::Take("balloons"));
+        assert_eq!(relief.next(20.0, at(31)), Next::Take("balloons"));
+        assert_eq!(relief.next(5.0, at(80)), Next::Nothing);
+        assert_eq!(relief.next(0.0, at(120)), Next::Nothing, "not a minute yet");
+        assert_eq!(relief.next(0.0, at(140)), Next::Recover);
+        assert_eq!(relief.next(0.0, at(300)), Next::Nothing);
+    }
+}

@@ -1,0 +1,119 @@
+//! What outlives what.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spore_tests::left;
+
+use super::Daemon;
+
+const SOON: Duration = Duration::from_secs(20);
+
+pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
+    let mut daemon = Daemon::start();
+    let first = daemon.create(json!({"metadata": {"a": "b"}, "env": {"X": "1"}, "memoryMB": 1024}));
+    let second = daemon.create(json!({}));
+    daemon.sh(&first, "echo mine >/run/word");
+    let root = daemon.root().to_owned();
+    let vm_of = |id: &Value| {
+        let id = id.as_str().unwrap();
+        let run = root.join("run").join(id);
+        left::vms_using(&run).pop().unwrap()
+    };
+    let lost = vm_of(&second["id"]);
+    daemon.kill();
+    assert!(left::runs(vm_of(&first["id"])), "it runs without a daemon");
+    left::kill(lost);
+    daemon.again();
+
+    let mut events = daemon
+        .http
+        .events("GET /v1/events", &[("last-event-id", "1")], &Value::Null);
+    assert_eq!(events.next_of("started")["adopted"], 1);
+    let told = events.next_of("sandboxLost");
+    assert_eq!(told["sandbox"], second["id"]);
+    assert!(told["cause"].as_str().unwrap().contains("ended"), "{told}");
+
+    let here = format!("/v1/sandboxes/{}", first["id"].as_str().unwrap());
+    let again = daemon.http.call(&format!("GET {here}")).expect(200);
+    let same = |field: &str| assert_eq!(again[field], first[field], "{field}");
+    [
+        "id",
+        "image",
+        "checkpoint",
+        "memory",
+        "metadata",
+        "createdAt",
+        "times",
+        "origin",
+    ]
+    .map(same);
+    assert_eq!(daemon.sh(&first, "cat /run/word; echo $X"), "mine\n1");
+    assert_eq!(
+        daemon.http.call("GET /v1/host").expect(200)["memory"]["committedMB"],
+        1024
+    );
+
+    // It can do all that it could: grow, be forked and checkpointed.
+    let grown = daemon
+        .http
+        .json(&format!("PATCH {here}"), &json!({"memoryMB": 1280}));
+    assert_eq!(grown.expect(200)["memory"]["grantedMB"], 1280);
+    let forked = daemon
+        .http
+        .json(&format!("POST {here}/fork"), &json!({}))
+        .expect(201);
+    assert_eq!(daemon.sh(&forked["sandboxes"][0], "cat /run/word"), "mine");
+    daemon
+        .http
+        .json(&format!("POST {here}/checkpoints"), &json!({"name": "c"}))
+        .expect(201);
+
+    daemon.stop();
+    assert!(!root.join("d.sock").exists());
+    daemon.again();
+    let all = daemon.http.call("GET /v1/sandboxes").expect(200);
+    assert_eq!(all["sandboxes"].as_array().unwrap().len(), 2, "{all}");
+    assert_eq!(daemon.sh(&first, "cat /run/word"), "mine");
+    assert_eq!(daemon.http.call(&format!("DELETE {here}")).status, 204);
+    left::soon_nothing(SOON, || {
+        left::vms_using(&root.join("run").join(first["id"].as_str().unwrap()))
+    });
+}
+
+pub fn a_sandbox_that_ends_by_itself_or_by_its_time_is_told() {
+    let daemon = Daemon::start();
+    let mut events = daemon.http.events("GET /v1/events", &[], &Value::Null);
+    // Followed from before the first is made.
+    std::thread::sleep(Duration::from_millis(200));
+    let off = daemon.create(json!({}));
+    let killed = daemon.create(json!({}));
+    let expiring = daemon.create(json!({"timeoutSeconds": 1}));
+    let mut created = [&off, &killed, &expiring].map(|_| events.next_of("sandboxCreated")["sandbox"].clone());
+    created.sort_by_key(ToString::to_string);
+    let mut made = [&off, &killed, &expiring].map(|sandbox| sandbox["id"].clone());
+    made.sort_by_key(ToString::to_string);
+    assert_eq!(created, made);
+    let ended = events.next_of("sandboxEnded");
+    assert_eq!(
+        (&ended["sandbox"], &ended["cause"]),
+        (&expiring["id"], &json!("expired"))
+    );
+
+    let body = json!({"cmd": ["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 100"]});
+    let here = format!("POST /v1/sandboxes/{}/exec", off["id"].as_str().unwrap());
+    let answer = daemon.http.json(&here, &body);
+    assert!([410, 502].contains(&answer.status), "{answer:?}");
+    let ended = events.next_of("sandboxEnded");
+    assert_eq!(ended["sandbox"], off["id"], "{ended}");
+
+    let run = daemon.root().join("run").join(killed["id"].as_str().unwrap());
+    left::kill(left::vms_using(&run).pop().unwrap());
+    let ended = events.next_of("sandboxEnded");
+    assert_eq!(ended["sandbox"], killed["id"]);
+    assert!(ended["cause"].as_str().unwrap().contains("gone"), "{ended}");
+    assert_eq!(
+        daemon.http.call("GET /v1/host").expect(200)["memory"]["committedMB"],
+        0
+    );
+}
