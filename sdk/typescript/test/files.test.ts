@@ -125,7 +125,7 @@ test('directories are listed, made and removed', async (t) => {
   await of.remove('/d', { recursive: true });
   await of.remove('/g');
   assert.deepEqual(
-    seen.map(({ method, path: at, query }) => `${method} ${at}?${query}`),
+    seen.map(({ method, path: at, query }) => `${method} ${at}?${query.toString()}`),
     [
       'GET /v1/sandboxes/sb/ls?path=%2Fd',
       'POST /v1/sandboxes/sb/mkdir?path=%2Fd%2Fe&mode=0700',

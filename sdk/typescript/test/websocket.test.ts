@@ -28,6 +28,10 @@ function frame(first: number, payload: string | Uint8Array): Buffer {
   return Buffer.concat([head, body]);
 }
 
+function unexpected(what: unknown): void {
+  throw new Error(`unexpected: ${String(what)}`);
+}
+
 interface Heard {
   messages: (string | Buffer)[];
   end: Promise<Error | undefined>;
@@ -188,7 +192,7 @@ test('a handshake that another server answers is refused', limit, async (t) => {
   });
   await new Promise<void>((resolve) => server.listen(socketPath, resolve));
   t.after(() => server.close());
-  const handler = { onText: assert.fail, onBinary: assert.fail, onEnd: assert.fail } as never;
+  const handler = { onText: unexpected, onBinary: unexpected, onEnd: unexpected };
   await assert.rejects(WebSocket.connect(new Transport(socketPath, 0), '/x', handler), BadAnswerError);
 });
 
@@ -207,7 +211,7 @@ test('messages of every size are written as another implementation reads them', 
     });
   });
   t.after(() => server.close());
-  const handler = { onText: assert.fail, onBinary: assert.fail, onEnd: () => undefined } as never;
+  const handler = { onText: unexpected, onBinary: unexpected, onEnd: () => undefined };
   const socket = await WebSocket.connect(new Transport(socketPath, 0), '/x', handler);
   for (const size of sizes) await socket.sendBinary(Buffer.alloc(size, 'payload'));
   await socket.sendText('Grüße 😀');

@@ -18,7 +18,7 @@ export interface Opened {
   /** Messages after the first, text as JSON. */
   said: unknown[];
   /** Resolves when there are so many. */
-  saidSoMany(count: number): Promise<unknown[]>;
+  saidSoMany: (count: number) => Promise<unknown[]>;
   /** Resolves when the other end has hung up. */
   closed: Promise<void>;
 }

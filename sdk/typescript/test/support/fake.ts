@@ -38,7 +38,7 @@ export interface FakeDaemon {
   /** All requests, in order. */
   seen: Seen[];
   /** How many connections were opened. */
-  connections(): number;
+  connections: () => number;
 }
 
 /** Starts one that lasts as long as the test. */
