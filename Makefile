@@ -21,10 +21,10 @@ target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
 shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh guest/bases/lib/*.sh)
 
-.PHONY: help setup kernel base base-debian build build-release build-dev demo bench test test-setup lint unit fuzz guest-test soak clean
+.PHONY: help setup kernel base base-debian build build-release build-dev demo bench test test-setup lint unit sdk-typescript fuzz guest-test soak clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install the Debian packages that are missing (needs root or sudo only then)
 	@scripts/setup.sh
@@ -52,7 +52,7 @@ demo: setup kernel base build-release ## all set-up, then the whole idea on real
 bench: setup kernel base build-release ## all set-up, then every benchmark; prints Markdown tables (BENCH_DIR keeps the raw results)
 	SPORE=$(target)/release/spore bench/run.sh $(BENCH_DIR)
 
-test: test-setup lint unit fuzz guest-test ## all set-up, then every check and every test
+test: test-setup lint unit sdk-typescript fuzz guest-test ## all set-up, then every check and every test
 
 # Without KVM no guest runs, and what only guests need is not asked for.
 test-setup:
@@ -67,6 +67,9 @@ lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the
 
 unit: ## tests of every crate but spore-tests; they need no guest
 	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
+
+sdk-typescript: ## the TypeScript SDK: types, tests, lint (SPORE_SOCKET, SPORE_TEST_IMAGE: against a real daemon)
+	@scripts/sdk-typescript.sh
 
 fuzz: ## a short run of every fuzz target (SPORE_FUZZ_SECONDS each, 5; scripts/fuzz.sh TARGET for one)
 	@CARGOFLAGS='$(CARGOFLAGS)' scripts/fuzz.sh

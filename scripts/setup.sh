@@ -18,6 +18,13 @@ guest=(
 	nftables iproute2 # network: its rules, and the hosts that its tests make
 )
 
+# sdk/typescript: any Node.js that is new enough will do, wherever it is from. Without a registry its packages could not
+# be had.
+scripts=$(dirname "${BASH_SOURCE[0]}")
+if ! "$scripts/node-usable.sh" && "$scripts/registry-usable.sh"; then
+	host+=(nodejs npm)
+fi
+
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 

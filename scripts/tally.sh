@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Adds up the `test result:` lines of cargo test in a log.
+# Adds up what test runners say at their end in a log: the `test result:` lines of cargo test, and the counts of Node.js.
 #
 #   scripts/tally.sh LOG     prints: N passed, N failed[, N skipped]
 #
@@ -9,6 +9,9 @@ set -euo pipefail
 awk '
 	/^---- .* stdout ----$/ { in_test = 1 }
 	in_test && /^SKIPPED/ { said++; in_test = 0 }
+	/^(ℹ|#) pass [0-9]+$/ { passed += $3 }
+	/^(ℹ|#) (fail|cancelled) [0-9]+$/ { failed += $3 }
+	/^(ℹ|#) (skipped|todo) [0-9]+$/ { ignored += $3 }
 	/^test result: / { passed += $4; failed += $6; ignored += $8; in_test = 0 }
 	END {
 		printf "%d passed, %d failed", passed - said, failed

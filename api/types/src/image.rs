@@ -80,12 +80,14 @@ pub struct Build {
 
 /// What a build tells, in order: as `data` of server-sent events whose `event` is the type. `image` or `error` is the
 /// last.
+// Fields of variants are renamed one by one: utoipa does not see `rename_all_fields`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum BuildMessage {
     /// It was begun.
     Build {
         /// For `/v1/builds/{id}`.
+        #[serde(rename = "buildId")]
         build_id: String,
     },
     /// Where it is, for people; not a step.
@@ -124,6 +126,7 @@ pub enum BuildMessage {
         /// Its number, from 0.
         step: usize,
         /// How long it took.
+        #[serde(rename = "tookMs")]
         took_ms: u64,
     },
     /// There is an image.
