@@ -15,10 +15,10 @@ from .errors import SporeError
 
 #: What a sandbox reaches: nothing, everything beyond the host's uplink, or what is listed: networks
 #: (`198.51.100.0/24`) and hosts with or without a port (`example.com:443`). Never the host or other sandboxes.
-NetworkPolicy = Union[str, Mapping[str, "list[str]"]]
+NetworkPolicy = Union[str, Mapping[str, list[str]]]
 
 #: What may be given for a `NetworkPolicy`.
-NetworkSpec = Union[Literal["none", "nat"], Mapping[str, "list[str]"]]
+NetworkSpec = Union[Literal["none", "nat"], Mapping[str, list[str]]]
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,8 @@ def fork_sandbox(
 def _network(network: NetworkSpec) -> Union[str, dict[str, list[str]]]:
     if isinstance(network, str):
         return network
+    if any(isinstance(value, str) for value in network.values()):
+        raise TypeError("what a sandbox may reach is a list")
     return {key: list(value) for key, value in network.items()}
 
 

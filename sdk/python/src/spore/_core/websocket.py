@@ -97,11 +97,8 @@ class HandshakeReply:
         Raises:
             WebSocketError: It did not.
         """
-        accept = base64.b64encode(
-            hashlib.sha1(  # noqa: S324 - RFC 6455 wants it; it keeps no secret
-                key.encode("ascii") + _GUID
-            ).digest()
-        ).decode("ascii")
+        digest = hashlib.sha1(key.encode("ascii") + _GUID, usedforsecurity=False).digest()
+        accept = base64.b64encode(digest).decode("ascii")
         connection = [word.strip().lower() for word in self.headers.get("connection", "").split(",")]
         if self.status != 101:
             raise WebSocketError(f"the answer is {self.status} and not 101")
