@@ -11,7 +11,7 @@ import pytest
 import spore
 from spore import BadAnswerError, CommandFailedError, ExecResult, SandboxInfo, SporeError, errors
 from spore._core import calls
-from spore._core.call import Reply
+from spore._core.call import Call, Reply
 from spore._core.decode import decode
 
 SANDBOX: dict[str, Any] = {
@@ -145,7 +145,7 @@ def test_an_error_that_is_none_of_the_daemons_still_is_one(body: bytes) -> None:
         (calls.host(), b"null"),
     ],
 )
-def test_a_good_status_with_nonsense_is_a_bad_answer(call: calls.Call[Any], body: bytes) -> None:
+def test_a_good_status_with_nonsense_is_a_bad_answer(call: Call[Any], body: bytes) -> None:
     with pytest.raises(BadAnswerError):
         call.settle(reply(200, body), False)
 

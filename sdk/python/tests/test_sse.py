@@ -62,9 +62,10 @@ def test_an_event_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) 
     parser = SseParser()
     for _ in range(50):
         parser.feed(b"data: short\n\n")
+    for _ in range(10):
+        parser.feed(b"data: 1234")
     with pytest.raises(BadAnswerError):
-        for _ in range(20):
-            parser.feed(b"data: 12345")
+        parser.feed(b"x")
 
 
 def test_bytes_that_are_not_utf8_do_not_end_the_stream() -> None:

@@ -14,6 +14,7 @@ import rust_types
 import spore
 from spore import errors, models
 from spore._core import calls, command, decode
+from spore._core.call import Call
 
 if not rust_types.SOURCE.is_dir():
     pytest.skip(f"SKIPPED: the daemon's types are not here: {rust_types.SOURCE}", allow_module_level=True)
@@ -61,13 +62,13 @@ def python_type(rust: str) -> Any:
     if rust in by_struct:
         return by_struct[rust]
     # An enum without data is a word: there may be new ones.
-    return SCALARS[rust] if rust in SCALARS else str
+    return SCALARS.get(rust, str)
 
 
 @pytest.mark.parametrize("kind", ANSWERS, ids=lambda kind: kind.__name__)
 def test_an_answers_class_has_the_fields_of_the_daemons_type(kind: type[Any]) -> None:
     theirs = STRUCTS[ANSWERS[kind]]
-    ours = {key: (hint, optional) for _, key, hint, optional in decode._fields(kind)}
+    ours = {key: (hint, optional) for _, key, hint, optional in decode.fields(kind)}
     assert ours.keys() == theirs.keys()
     for key, (hint, optional) in ours.items():
         expected = python_type(theirs[key].rust_type)
@@ -85,7 +86,7 @@ def test_events_and_build_messages_have_the_fields_of_all_kinds() -> None:
         for name, fields in rust_types.variants(enum).items():
             if (enum, name) != ("BuildMessage", "Error"):
                 theirs |= fields.keys()
-        ours = {key for _, key, _, _ in decode._fields(kind)}
+        ours = {key for _, key, _, _ in decode.fields(kind)}
         assert ours - ignored == theirs
 
 
@@ -95,7 +96,7 @@ def test_every_error_code_has_a_class() -> None:
     assert all(hasattr(spore, kind.__name__) for kind in errors.BY_CODE.values())
 
 
-def body(call: calls.Call[Any]) -> dict[str, Any]:
+def body(call: Call[Any]) -> dict[str, Any]:
     found = json.loads(call.body or b"")
     assert isinstance(found, dict)
     return found

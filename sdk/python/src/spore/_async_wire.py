@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar, Union
 
@@ -125,37 +126,44 @@ async def _file_pieces(path: Path) -> AsyncIterator[bytes]:
 
 
 class AsyncWebSocket:
-    """An open WebSocket. One task may receive while others send."""
+    """An open WebSocket. One task may receive while others send.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    On a bare socket: asyncio's streams forget what arrived when they cannot send, and a command that has ended does not
+    read its input.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._frames = ws.FrameReader()
         self._arrived: deque[ws.Message] = deque()
-        self._draining = asyncio.Lock()
+        self._sending = asyncio.Lock()
+        self._busy = 0
+        self._closing = False
 
     @classmethod
     async def open(cls, socket_path: str, target: str) -> AsyncWebSocket:
         """Open a WebSocket."""
+        self = cls()
         try:
-            reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(socket_path), CONNECT_SECONDS)
-        except (OSError, asyncio.TimeoutError) as error:
-            raise DaemonUnreachableError(f"no daemon answers at {socket_path}: {error}") from error
-        self = cls(reader, writer)
-        try:
-            await asyncio.wait_for(self._handshake(target), CONNECT_SECONDS)
-        except BaseException as error:
-            writer.transport.abort()
-            if isinstance(error, (OSError, asyncio.TimeoutError)):
+            try:
+                connecting = asyncio.get_running_loop().sock_connect(self._socket, socket_path)
+                await asyncio.wait_for(connecting, CONNECT_SECONDS)
+            except (OSError, asyncio.TimeoutError) as error:
+                raise DaemonUnreachableError(f"no daemon answers at {socket_path}: {error}") from error
+            try:
+                await asyncio.wait_for(self._handshake(target), CONNECT_SECONDS)
+            except (OSError, asyncio.TimeoutError) as error:
                 raise _lost(error) from error
-            if isinstance(error, ws.WebSocketError):
+            except ws.WebSocketError as error:
                 raise BadAnswerError(f"the daemon opened no stream: {error}") from error
+        except BaseException:
+            self._socket.close()
             raise
         return self
 
     async def _handshake(self, target: str) -> None:
         key = ws.new_key()
-        self._writer.write(ws.handshake(target, key, {"User-Agent": USER_AGENT}))
+        await self._send(ws.handshake(target, key, {"User-Agent": USER_AGENT}))
         received = b""
         reply = None
         while reply is None:
@@ -167,21 +175,23 @@ class AsyncWebSocket:
                 body += await self._receive()
             raise refusal(reply.status, body)
         reply.check(key)
-        self._take(reply.rest)
+        self._arrived += self._frames.feed(reply.rest)
 
     async def send(self, message: Union[str, bytes]) -> None:
-        """Send a message; waits while the other side does not take it.
+        """Send a message; waits while the other side does not take it. Being cancelled closes the WebSocket.
 
         Raises:
             ConnectionLostError: The connection has ended.
         """
-        try:
-            self._writer.write(ws.message_frame(message))
-            # Before Python 3.11 only one task may wait here.
-            async with self._draining:
-                await self._writer.drain()
-        except OSError as error:
-            raise _lost(error) from error
+        async with self._sending:
+            try:
+                await self._send(self._frames.take_replies() + ws.message_frame(message))
+            except OSError as error:
+                raise _lost(error) from error
+            except asyncio.CancelledError:
+                # Half a frame is of no use to anyone.
+                self.close()
+                raise
 
     async def receive(self) -> ws.Message:
         """Wait for a message.
@@ -192,37 +202,58 @@ class AsyncWebSocket:
         """
         while not self._arrived:
             try:
-                self._take(await self._receive())
+                self._arrived += self._frames.feed(await self._receive())
             except OSError as error:
                 raise _lost(error) from error
             except ws.WebSocketError as error:
                 self.close(error.close_code)
                 raise BadAnswerError(f"the daemon's stream: {error}") from error
+            self._say(b"")
         return self._arrived.popleft()
 
     def close(self, code: int = 1000) -> None:
-        """Close it, without waiting for the other side's word on that, or for what it has not taken."""
-        if self._writer.is_closing():
+        """Close it, without waiting for the other side's word on that."""
+        if self._closing:
             return
-        transport = self._writer.transport
-        if transport.get_write_buffer_size() == 0:
-            self._writer.write(ws.frame(ws.Opcode.CLOSE, ws.close_payload(code)))
-            self._writer.close()
-        else:
-            transport.abort()
+        self._closing = True
+        self._say(ws.frame(ws.Opcode.CLOSE, ws.close_payload(code)))
+        with suppress(OSError):
+            # Wakes whoever sends or receives; closing alone would not.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if not self._busy:
+            self._socket.close()
+
+    def _say(self, frame: bytes) -> None:
+        """Send pongs, and this, as far as it goes without waiting. What is left goes before the next message."""
+        replies = self._frames.replies
+        replies += frame
+        if replies and not self._sending.locked():
+            with suppress(OSError):
+                del replies[: self._socket.send(replies)]
 
     async def _receive(self) -> bytes:
-        data = await self._reader.read(_RECEIVE_BYTES)
+        with self._using():
+            data = await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("the daemon hung up")
         return data
 
-    def _take(self, data: bytes) -> None:
-        self._arrived += self._frames.feed(data)
-        if self._frames.replies:
-            # Pongs: small, and the buffer takes them without waiting.
-            self._writer.write(bytes(self._frames.replies))
-            self._frames.replies.clear()
+    async def _send(self, data: bytes) -> None:
+        with self._using():
+            await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """See to it that the socket stays open while the event loop watches it."""
+        if self._closing:
+            raise ConnectionResetError("the stream was closed")
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if self._closing and not self._busy:
+                self._socket.close()
 
 
 def _lost(error: BaseException) -> ConnectionLostError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -95,7 +94,7 @@ class WebSocket:
     """An open WebSocket. One thread may receive while others send."""
 
     def __init__(self, socket_path: str, target: str) -> None:
-        self._reader = ws.FrameReader()
+        self._frames = ws.FrameReader()
         self._arrived: deque[ws.Message] = deque()
         self._sending = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -130,7 +129,7 @@ class WebSocket:
                 body += self._receive()
             raise refusal(reply.status, body)
         reply.check(key)
-        self._take(reply.rest)
+        self._arrived += self._frames.feed(reply.rest)
 
     def send(self, message: Union[str, bytes]) -> None:
         """Send a message; waits while the other side does not take it.
@@ -140,8 +139,7 @@ class WebSocket:
         """
         with self._sending:
             try:
-                self._socket.sendall(ws.message_frame(message))
-                self._answer()
+                self._socket.sendall(self._frames.take_replies() + ws.message_frame(message))
             except OSError as error:
                 raise _lost(error) from error
 
@@ -154,53 +152,45 @@ class WebSocket:
         """
         while not self._arrived:
             try:
-                self._take(self._receive())
-                # A pong can wait for a moment, and must: this thread may not block on sending, or nobody takes
-                # what comes.
-                if self._sending.acquire(blocking=False):
-                    try:
-                        self._answer()
-                    finally:
-                        self._sending.release()
+                self._arrived += self._frames.feed(self._receive())
             except OSError as error:
                 raise _lost(error) from error
             except ws.WebSocketError as error:
                 self.close(error.close_code)
                 raise BadAnswerError(f"the daemon's stream: {error}") from error
+            self._say(b"")
         return self._arrived.popleft()
 
     def close(self, code: int = 1000) -> None:
         """Close it, without waiting for the other side's word on that."""
+        if self._socket.fileno() < 0:
+            return
+        self._say(ws.frame(ws.Opcode.CLOSE, ws.close_payload(code)))
         with suppress(OSError):
-            if self._sending.acquire(blocking=False):
-                try:
-                    if self._writable():
-                        self._socket.send(ws.frame(ws.Opcode.CLOSE, ws.close_payload(code)))
-                finally:
-                    self._sending.release()
-            # Wakes a thread that is sending or receiving; closing alone would not.
+            # Wakes a thread that sends or receives; closing alone would not.
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _say(self, frame: bytes) -> None:
+        """Send pongs, and this, as far as it goes without waiting. What is left goes before the next message.
+
+        Whoever receives may not wait to send, or nobody takes what comes.
+        """
+        self._frames.replies += frame
+        if self._frames.replies and self._sending.acquire(blocking=False):
+            try:
+                sent = self._socket.send(self._frames.replies, socket.MSG_DONTWAIT)
+                del self._frames.replies[:sent]
+            except OSError:
+                pass  # Whoever receives finds out.
+            finally:
+                self._sending.release()
 
     def _receive(self) -> bytes:
         data = self._socket.recv(_RECEIVE_BYTES)
         if not data:
             raise ConnectionResetError("the daemon hung up")
         return data
-
-    def _take(self, data: bytes) -> None:
-        self._arrived += self._reader.feed(data)
-
-    def _answer(self) -> None:
-        if self._reader.replies and self._writable():
-            replies = bytes(self._reader.replies)
-            self._reader.replies.clear()
-            self._socket.sendall(replies)
-
-    def _writable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        return bool(poll.poll(0))
 
 
 def _lost(error: OSError) -> ConnectionLostError:

@@ -31,6 +31,7 @@ class BuildLines:
 
     def __init__(self) -> None:
         self._begun = ""
+        self._of = 0
 
     def take(self, message: Union[BuildMessage, SporeError]) -> list[str]:
         """Give the lines that are complete with this message."""
@@ -40,16 +41,16 @@ class BuildLines:
         lines = [self._begun.rstrip("\r")] if self._begun else []
         self._begun = ""
         if isinstance(message, BuildMessage):
-            lines += _said(message)
+            lines += self._said(message)
         return lines
 
-
-def _said(message: BuildMessage) -> list[str]:
-    if message.type in ("stepStarted", "stepCached"):
-        cached = " (cached)" if message.type == "stepCached" else ""
-        return [f"[{(message.step or 0) + 1}/{message.of}] {message.label}{cached}"]
-    if message.type == "stepDone":
-        return [f"[{(message.step or 0) + 1}] done in {(message.took_ms or 0) / 1000:.1f} s"]
-    if message.type == "phase":
-        return [message.message or message.phase or ""]
-    return []
+    def _said(self, message: BuildMessage) -> list[str]:
+        self._of = message.of or self._of
+        step = f"[{(message.step or 0) + 1}/{self._of}]"
+        if message.type in ("stepStarted", "stepCached"):
+            return [f"{step} {message.label}" + (" (cached)" if message.type == "stepCached" else "")]
+        if message.type == "stepDone":
+            return [f"{step} done in {(message.took_ms or 0) / 1000:.1f} s"]
+        if message.type == "phase":
+            return [message.message or message.phase or ""]
+        return []

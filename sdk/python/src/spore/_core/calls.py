@@ -382,7 +382,8 @@ def list_files(sandbox: str, path: str) -> Call[list[DirEntry]]:
 def remove_file(sandbox: str, path: str, recursive: bool) -> Call[None]:
     """Remove a file or a directory."""
     query = {"path": path, "recursive": "1"} if recursive else {"path": path}
-    return Call("DELETE", _sandbox(sandbox, "/files"), read_nothing, query=query, slow=True)
+    # A second try could not tell its own work from a file that never was.
+    return Call("DELETE", _sandbox(sandbox, "/files"), read_nothing, query=query, again=False, slow=True)
 
 
 def make_directory(sandbox: str, path: str, mode: Optional[Mode]) -> Call[None]:

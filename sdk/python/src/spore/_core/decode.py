@@ -42,7 +42,7 @@ def decode(kind: type[T], value: Any, where: str = "") -> T:
     if not isinstance(value, dict):
         raise _bad(where, "an object", value)
     arguments = {}
-    for name, key, hint, optional in _fields(cast(Any, kind)):
+    for name, key, hint, optional in fields(kind):
         if key in value:
             arguments[name] = _value(hint, value[key], f"{where}.{key}" if where else key)
         elif not optional:
@@ -52,9 +52,13 @@ def decode(kind: type[T], value: Any, where: str = "") -> T:
     return kind(**arguments)
 
 
-@functools.cache
-def _fields(kind: type[Any]) -> list[tuple[str, str, Any, bool]]:
+def fields(kind: type[Any]) -> list[tuple[str, str, Any, bool]]:
     """Give each field's name, name in JSON, type, and whether it may be missing."""
+    return _fields(cast(Any, kind))
+
+
+@functools.cache
+def _fields(kind: Any) -> list[tuple[str, str, Any, bool]]:
     hints = get_type_hints(kind)
     found = []
     for item in dataclasses.fields(kind):

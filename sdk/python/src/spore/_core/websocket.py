@@ -193,8 +193,8 @@ class FrameReader:
     """Takes bytes of the other side and gives messages.
 
     Attributes:
-        replies: Frames that have to be sent for what came: pongs, and the answer to a close. Whoever sends them
-            empties it.
+        replies: Frames that have to be sent for what came: pongs, and the answer to a close. Whoever sends of them
+            removes it.
     """
 
     def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -205,6 +205,13 @@ class FrameReader:
         self._opcode: Optional[Opcode] = None
         self._closed = False
         self.replies = bytearray()
+
+    def take_replies(self) -> bytes:
+        """Take out all replies."""
+        taken = bytes(self.replies)
+        # Another thread may have added some since.
+        del self.replies[: len(taken)]
+        return taken
 
     def feed(self, data: bytes) -> list[Message]:
         """Take what arrived; what follows a close is ignored.
