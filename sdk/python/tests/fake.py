@@ -357,18 +357,15 @@ class Handler(BaseHTTPRequestHandler):
     def post_sandboxes_one_exec(self, request: Request, id: str) -> None:
         self.send(200, run(request.json("ExecRequest"), self.daemon.root(id)))
 
-    def set_state(self, id: str, before: str, after: str) -> None:
-        box = self.daemon.sandbox(id)
-        if box["state"] != before:
-            raise RefusalError(409, "conflict", f"it is {box['state']}")
-        box["state"] = after
-        self.send(200, box)
+    def set_state(self, id: str, state: str) -> None:
+        self.daemon.sandbox(id)["state"] = state
+        self.send(200, self.daemon.sandbox(id))
 
     def post_sandboxes_one_pause(self, request: Request, id: str) -> None:
-        self.set_state(id, "running", "paused")
+        self.set_state(id, "paused")
 
     def post_sandboxes_one_resume(self, request: Request, id: str) -> None:
-        self.set_state(id, "paused", "running")
+        self.set_state(id, "running")
 
     def get_sandboxes_one_logs(self, request: Request, id: str) -> None:
         self.daemon.sandbox(id)
@@ -420,7 +417,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"entries": entries})
 
     def post_sandboxes_one_mkdir(self, request: Request, id: str) -> None:
-        self.local(request, id).mkdir(mode=int(request.query.get("mode", "755"), 8))
+        self.local(request, id).mkdir(mode=int(request.query.get("mode", "755"), 8), parents=True, exist_ok=True)
         self.send(204)
 
     # Checkpoints.

@@ -57,5 +57,5 @@ class AsyncFiles:
         await self._client._wire.run(calls.remove_file(self._sandbox, path, recursive))
 
     async def mkdir(self, path: str, mode: Optional[Mode] = None) -> None:
-        """Make a directory."""
+        """Make a directory with its parents; one that is there already is fine."""
         await self._client._wire.run(calls.make_directory(self._sandbox, path, mode))

@@ -280,11 +280,11 @@ class AsyncSandbox:
         return await self._seen(calls.update_sandbox(self.id, metadata=metadata))
 
     async def pause(self) -> SandboxInfo:
-        """Stop its vCPUs: see `Sandbox.pause`."""
+        """Stop its vCPUs; that they are stopped already is fine. It keeps its memory."""
         return await self._seen(calls.pause_sandbox(self.id))
 
     async def resume(self) -> SandboxInfo:
-        """Let it go on after `pause`: see `Sandbox.resume`."""
+        """Let it go on after `pause`; that it runs already is fine."""
         return await self._seen(calls.resume_sandbox(self.id))
 
     async def refresh(self) -> SandboxInfo:

@@ -43,7 +43,7 @@ class Files:
         Args:
             path: Where.
             data: What, at most 1 GiB; text is written in UTF-8.
-            mode: Permission bits, `0o755` or `"0755"`.
+            mode: Permission bits, `0o755` or `"0755"`. Default: those that it has, or `0644`.
         """
         return self._client._wire.run(calls.write_file(self._sandbox, path, data, mode))
 
@@ -79,5 +79,5 @@ class Files:
         self._client._wire.run(calls.remove_file(self._sandbox, path, recursive))
 
     def mkdir(self, path: str, mode: Optional[Mode] = None) -> None:
-        """Make a directory."""
+        """Make a directory with its parents; one that is there already is fine."""
         self._client._wire.run(calls.make_directory(self._sandbox, path, mode))

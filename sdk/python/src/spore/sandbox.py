@@ -388,19 +388,11 @@ class Sandbox:
         return self._seen(calls.update_sandbox(self.id, metadata=metadata))
 
     def pause(self) -> SandboxInfo:
-        """Stop its vCPUs. It keeps its memory.
-
-        Raises:
-            ConflictError: It is paused.
-        """
+        """Stop its vCPUs; that they are stopped already is fine. It keeps its memory."""
         return self._seen(calls.pause_sandbox(self.id))
 
     def resume(self) -> SandboxInfo:
-        """Let it go on after `pause`.
-
-        Raises:
-            ConflictError: It is not paused.
-        """
+        """Let it go on after `pause`; that it runs already is fine."""
         return self._seen(calls.resume_sandbox(self.id))
 
     def refresh(self) -> SandboxInfo:

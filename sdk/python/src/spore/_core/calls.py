@@ -321,12 +321,12 @@ def exec_target(sandbox: str) -> str:
 
 def pause_sandbox(sandbox: str) -> Call[SandboxInfo]:
     """Pause a sandbox."""
-    return Call("POST", _sandbox(sandbox, "/pause"), read_as(SandboxInfo), again=False, slow=True)
+    return Call("POST", _sandbox(sandbox, "/pause"), read_as(SandboxInfo), slow=True)
 
 
 def resume_sandbox(sandbox: str) -> Call[SandboxInfo]:
     """Let a paused sandbox go on."""
-    return Call("POST", _sandbox(sandbox, "/resume"), read_as(SandboxInfo), again=False, slow=True)
+    return Call("POST", _sandbox(sandbox, "/resume"), read_as(SandboxInfo), slow=True)
 
 
 def sandbox_logs(sandbox: str) -> Call[str]:
@@ -389,7 +389,7 @@ def remove_file(sandbox: str, path: str, recursive: bool) -> Call[None]:
 def make_directory(sandbox: str, path: str, mode: Optional[Mode]) -> Call[None]:
     """Make a directory."""
     query = {"path": path} if mode is None else {"path": path, "mode": mode_text(mode)}
-    return Call("POST", _sandbox(sandbox, "/mkdir"), read_nothing, query=query, again=False, slow=True)
+    return Call("POST", _sandbox(sandbox, "/mkdir"), read_nothing, query=query, slow=True)
 
 
 # Checkpoints.
