@@ -408,6 +408,21 @@ fn end(screen: &str) -> bool {
 }
 
 #[test]
+fn a_command_may_close_its_terminal_and_open_it_again() {
+    let agent = TestAgent::start();
+    let script = "echo ready; exec <&- >&- 2>&-; sleep 0.4; exec </dev/tty >/dev/tty 2>&1; \
+                  echo back; read -r line; echo \"<$line>\"; exec <&- >&- 2>&-; sleep 0.2; exit 6";
+    let mut person = Person::start(&agent, &on_terminal(script));
+    person.sees("ready");
+    std::thread::sleep(Duration::from_millis(200));
+    // What is typed meanwhile waits.
+    person.types("a line\r");
+    let (status, screen) = person.end();
+    assert_eq!(status, ExitStatus::Code(6));
+    assert!(screen.ends_with("back\r\n<a line>\r\n"), "{screen}");
+}
+
+#[test]
 fn what_is_in_the_foreground_is_hung_up_with_the_command() {
     let agent = TestAgent::start();
     let (status, screen) = run(&agent, "sleep 1000 & echo $!");
