@@ -384,6 +384,31 @@ fn all_that_was_written_before_the_end_arrives_also_with_a_host_that_does_not_re
 }
 
 #[test]
+fn what_the_terminal_still_holds_when_the_command_ends_arrives_although_somebody_keeps_it_open() {
+    let agent = TestAgent::start();
+    // So many that in some the host's and the agent's buffers are full and only the end is in the terminal.
+    let mut people: Vec<(usize, Person)> = (150_000..450_000)
+        .step_by(8_000)
+        .map(|count| {
+            let script = format!(
+                "trap '' HUP; stty -opost; sleep 1000 & echo $!; head -c {count} /dev/zero; echo end"
+            );
+            (count, Person::start(&agent, &on_terminal(&script)))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(2000));
+    for (count, person) in &mut people {
+        while person.look().is_none() {}
+        assert!(end(&person.screen()), "the sleep was left running with {count}");
+    }
+    for (count, person) in &people {
+        let zeros = person.seen.iter().filter(|byte| **byte == 0).count();
+        assert_eq!(zeros, *count);
+        assert!(person.seen.ends_with(b"end\n"), "{count}");
+    }
+}
+
+#[test]
 fn a_background_process_does_not_hold_the_end_up() {
     let agent = TestAgent::start();
     let started = Instant::now();
@@ -405,6 +430,21 @@ fn end(screen: &str) -> bool {
     // SAFETY: kill takes integers; the process is this test's.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     alive
+}
+
+#[test]
+fn a_command_may_close_its_terminal_and_open_it_again() {
+    let agent = TestAgent::start();
+    let script = "echo ready; exec <&- >&- 2>&-; sleep 0.4; exec </dev/tty >/dev/tty 2>&1; \
+                  echo back; read -r line; echo \"<$line>\"; exec <&- >&- 2>&-; sleep 0.2; exit 6";
+    let mut person = Person::start(&agent, &on_terminal(script));
+    person.sees("ready");
+    std::thread::sleep(Duration::from_millis(200));
+    // What is typed meanwhile waits.
+    person.types("a line\r");
+    let (status, screen) = person.end();
+    assert_eq!(status, ExitStatus::Code(6));
+    assert!(screen.ends_with("back\r\n<a line>\r\n"), "{screen}");
 }
 
 #[test]

@@ -14,7 +14,8 @@
 //! When the command has ended and both its outputs are at their end. If somebody else keeps an
 //! output open (a background process it left behind), it is over [`GRACE`] after the command
 //! ended, with all that the pipe held at that moment; what is written to it later is lost, and the
-//! writer gets SIGPIPE. A terminal is hung up then: who still has it open can use it no more.
+//! writer gets SIGPIPE. A terminal is hung up then: who still has it open can use it no more. While
+//! the command runs its terminal is not at its end, whatever it closed: it can open `/dev/tty` again.
 //!
 //! # Who is killed
 //! At the time limit, and when the host vanishes: the command's process group, with SIGKILL and
@@ -47,6 +48,8 @@ const MAX_QUEUED_BYTES: usize = CHUNK_BYTES;
 const SHORT_BYTES: usize = CHUNK_BYTES / 4;
 /// The longest we leave output alone.
 const MAX_REST: Duration = Duration::from_millis(20);
+/// How long a terminal is left alone that nobody has open while the command still runs.
+const REOPEN: Duration = Duration::from_millis(50);
 /// A read of a terminal that gives so much has more behind it: the kernel hands out about 4 KiB at a time.
 const TERMINAL_READ_BYTES: usize = 2048;
 /// Input is acknowledged in pieces of at least this size, or when the command has taken it all.
@@ -179,7 +182,7 @@ impl<'a> Pump<'a> {
     fn pump(&mut self) -> Result<Ended, Gone> {
         let mut exit: Option<(Exit, Instant)> = None;
         let mut woken = Instant::now();
-        let mut short_read = false;
+        let mut rest: Option<Duration> = None;
         loop {
             self.take_input()?;
             self.feed_command();
@@ -204,8 +207,8 @@ impl<'a> Pump<'a> {
                 self.kill();
                 self.killed_at = Some(now);
             }
-            if short_read {
-                self.rest_until = Some(now + (now - woken).min(MAX_REST));
+            if let Some(at_least) = rest {
+                self.rest_until = Some(now + (now - woken).min(MAX_REST).max(at_least));
             }
             self.rest_until = self.rest_until.filter(|until| exit.is_none() && now < *until);
             let until = match (exit, self.killed_at) {
@@ -226,12 +229,12 @@ impl<'a> Pump<'a> {
             let until = until.into_iter().chain(self.rest_until).min();
             let happened = self.wait(exit.is_some(), until.map(|until| until - now))?;
             woken = Instant::now();
-            short_read = false;
+            rest = None;
             for (source, events) in happened {
                 match source {
                     Source::Connection => self.on_connection(events)?,
                     Source::Stdin => self.stdin_full = false,
-                    Source::Output(index) => short_read |= self.on_output(index, events)? < SHORT_BYTES,
+                    Source::Output(index) => rest = rest.max(self.on_output(index, events)?),
                     Source::End => {}
                 }
             }
@@ -298,17 +301,19 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// How much was read.
-    fn on_output(&mut self, index: usize, events: PollFlags) -> Result<usize, Gone> {
+    /// How long to leave output alone at least after that.
+    fn on_output(&mut self, index: usize, events: PollFlags) -> Result<Option<Duration>, Gone> {
         let output = &mut self.outputs[index];
-        let Some(pipe) = &output.pipe else { return Ok(0) };
+        let Some(pipe) = &output.pipe else { return Ok(None) };
         let scratch = &mut self.buffers.scratch;
         scratch.clear();
         let at_end = match output.is_terminal {
             true => read_terminal(pipe, events, scratch),
             false => read_pipe(pipe, events, scratch),
         };
-        if at_end {
+        // The command has a terminal as long as it runs, also if it closed it: it can open /dev/tty again.
+        let closed = at_end && output.is_terminal && self.child.exit().is_none();
+        if at_end && !closed {
             output.pipe = None;
         }
         let count = scratch.len();
@@ -316,7 +321,10 @@ impl<'a> Pump<'a> {
         if count > 0 {
             frame::encode(&(output.reply)(scratch), &mut self.buffers.outgoing)?;
         }
-        Ok(count)
+        Ok(match closed {
+            true => Some(REOPEN),
+            false => (count < SHORT_BYTES).then_some(Duration::ZERO),
+        })
     }
 
     /// Takes what the host has sent apart.

@@ -17,9 +17,9 @@ use spore_protocol::{Failure, FailureKind, TtySize};
 
 use super::user::User;
 
-/// More than a terminal holds of what was written to it: 64 KiB on the way (`TTYB_DEFAULT_MEM_LIMIT`)
-/// and 4 KiB that have arrived (`N_TTY_BUF_SIZE`).
-pub const MOST_HELD_BYTES: usize = 80 * 1024;
+/// More than a terminal holds of what was written to it: a little over 8 KiB on the way (`pty_common_install`)
+/// and 4 KiB that have arrived (`N_TTY_BUF_SIZE`); written byte by byte it comes to 20 KiB.
+pub const MOST_HELD_BYTES: usize = 64 * 1024;
 
 /// What ends a terminal's input unless it was told another character.
 const CONTROL_D: u8 = 4;
