@@ -11,7 +11,7 @@ set -euo pipefail
 shopt -s nullglob
 export LC_ALL=C
 
-# Network devices and rules, network namespaces, mounts, loop devices and directories with our names.
+# Network devices and rules, network namespaces, mounts, loop devices, control groups and directories with our names.
 list() {
 	local path
 	for path in /sys/class/net/{spore,sp-,st-}*; do printf 'network device %s\n' "${path##*/}"; done
@@ -22,6 +22,7 @@ list() {
 			"$path" 2>/dev/null || true # gone since the glob
 	done
 	{ nft list tables 2>/dev/null || true; } | awk '/spore/ { print "nftables " $0 }'
+	find /sys/fs/cgroup -type d -path '*/spore-vms/*' -printf 'control group %p\n' 2>/dev/null || true
 	for path in /tmp/spore-*; do printf 'temporary %s\n' "$path"; done
 }
 

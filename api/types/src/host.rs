@@ -97,7 +97,7 @@ pub struct HostInfo {
     pub templates: u32,
     /// Shells that are armed.
     pub shells: u32,
-    /// The kind of KVM: `hardware`, or `software` where that is known.
+    /// The kind of KVM: `vmx`, `svm`, `pvm` (software, interprets guest kernels) or `unknown`.
     pub kvm: String,
     /// What VM processes are confined by, and what this host lacks for it.
     pub confinement: Vec<String>,

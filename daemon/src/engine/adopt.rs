@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use spore_builder::Host;
+use spore_builder::{Host, Plugged};
 use spore_snapshot::RunId;
 use spore_snapshot::store::Store;
 use spore_types::EventKind;
@@ -66,14 +66,21 @@ impl Engine {
     pub(super) fn adopt(&self, found: Found) {
         let mut adopted = 0;
         let mut lost = found.lost;
-        for (guest, record) in found.guests {
+        for (mut guest, record) in found.guests {
+            let id = record.fixed.id.clone();
+            let plugged = match self.place_of(&mut guest) {
+                Ok(plugged) => plugged,
+                Err(error) => {
+                    lost.push((id, format!("its place on the network: {error}")));
+                    continue;
+                }
+            };
             let held = Held {
                 guest,
-                plugged: None,
+                plugged,
                 promise: self.ledger.acknowledge(record.changing.granted_mb),
                 awaited: false,
             };
-            let id = record.fixed.id.clone();
             match Sandbox::new(record.fixed, held, record.changing) {
                 Ok(sandbox) => {
                     self.map().insert(id, Arc::new(sandbox));
@@ -87,6 +94,15 @@ impl Engine {
             tracing::warn!(sandbox, cause, "a sandbox of an earlier daemon is lost");
             self.events.tell(EventKind::SandboxLost { sandbox, cause });
         }
+    }
+
+    /// Takes over the place on the network that a guest was kept with.
+    fn place_of(&self, guest: &mut Guest) -> crate::error::Result<Option<Plugged>> {
+        let descriptors = guest.take_descriptors();
+        if descriptors.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Plugged::adopt(&self.host.network()?, descriptors)?))
     }
 
     /// Writes down how a sandbox is now.
@@ -105,10 +121,13 @@ impl Engine {
         }
         let mut work = sandbox.work();
         let Ok(held) = work.held() else { return };
-        // Its place on the network is ours and would go with us.
-        if held.plugged.is_none()
-            && let Err(error) = held.guest.keep()
-        {
+        // Its place on the network is ours and would go with us, so the VM has it in keeping.
+        let place = held
+            .plugged
+            .as_ref()
+            .map(Plugged::descriptors)
+            .unwrap_or_default();
+        if let Err(error) = held.guest.keep_with(&place) {
             tracing::warn!(sandbox = sandbox.id(), %error, "it will end with this daemon");
         }
     }
@@ -119,7 +138,10 @@ impl Engine {
         for sandbox in all.into_values() {
             let held = sandbox.work().take();
             if let Some(held) = held {
-                // One that is not kept ends.
+                // One that is not kept ends, and its place with it.
+                if let Some(plugged) = held.plugged.filter(|_| held.guest.is_kept()) {
+                    plugged.release();
+                }
                 held.guest.release();
             }
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use spore_types::{Capacity, HostInfo, Pressure, Usage, Versions};
+use spore_vmm::kvm::KvmKind;
 
 use super::Engine;
 use super::sandbox::Sandbox;
@@ -150,7 +151,7 @@ impl Engine {
                 .collect(),
             templates: small(pool.templates),
             shells: small(pool.shells),
-            kvm: kvm_kind().to_owned(),
+            kvm: word(&KvmKind::detect()),
             confinement: vec![self.groups.describe()],
             versions: Versions {
                 spore: env!("CARGO_PKG_VERSION").to_owned(),
@@ -163,6 +164,16 @@ impl Engine {
     }
 }
 
+/// As serde writes it.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).ok();
+    value
+        .as_ref()
+        .and_then(|value| value.as_str())
+        .unwrap_or("unknown")
+        .to_owned()
+}
+
 /// What the files of a run directory take on the disk, in bytes.
 fn disk_bytes(run: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -171,22 +182,6 @@ fn disk_bytes(run: &Path) -> u64 {
     };
     let files = entries.flatten().filter_map(|entry| entry.metadata().ok());
     files.map(|file| file.blocks() * 512).sum()
-}
-
-/// `hardware`, or `software` where the host's processor has neither VMX nor SVM.
-fn kvm_kind() -> &'static str {
-    let cpuinfo = read("/proc/cpuinfo");
-    let flags = cpuinfo
-        .lines()
-        .find(|line| line.starts_with("flags"))
-        .unwrap_or_default();
-    match flags
-        .split_whitespace()
-        .any(|flag| flag == "vmx" || flag == "svm")
-    {
-        true => "hardware",
-        false => "software",
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! once the process is gone too, the next sweep does. Whoever wants to hear of a guest that ended meanwhile adopts
 //! before it opens the store, since opening sweeps: [`Store::attach`] does not.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -133,11 +133,20 @@ impl Guest {
     /// From now on the guest outlives this process: it runs on when that ends, however it does, and can be
     /// [adopted](Guest::adopt) by another. Dropping it still ends it; [`Guest::release`] does not.
     ///
-    /// Forks of it are not kept with it. Its network is its owner's business.
+    /// Forks of it are not kept with it. Its network is its owner's business: see [`Guest::keep_with`].
     ///
     /// # Errors
     /// [`GuestError`]; it ends with its owner then, as before.
     pub fn keep(&mut self) -> Result<(), GuestError> {
+        self.keep_with(&[])
+    }
+
+    /// As [`Guest::keep`], and the process holds these descriptors, at most four, until the next owner asks for them with
+    /// [`Guest::take_descriptors`]: a lock that is to stay, for example.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn keep_with(&mut self, others: &[BorrowedFd<'_>]) -> Result<(), GuestError> {
         if self.kept {
             return Ok(());
         }
@@ -152,13 +161,18 @@ impl Guest {
             Record::of(self.pid(), token.clone())
                 .and_then(|record| record.write(&dir))
                 .map_err(host)?;
-            Ok(self.vm.keep(token, socket.as_fd(), self.run.lock())?)
+            Ok(self.vm.keep(token, socket.as_fd(), self.run.lock(), others)?)
         });
         match kept {
             Ok(()) => self.kept = true,
             Err(_) => Record::remove(&dir),
         }
         kept
+    }
+
+    /// The descriptors that the last owner kept it with, once, for a guest that was adopted.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.left)
     }
 
     /// Whether it outlives this process.
@@ -232,7 +246,7 @@ impl Guest {
             &console_of(&dir),
             &vsock_of(&dir),
         );
-        let (vm, welcome, lock) = adopted.map_err(|refused| match refused {
+        let (vm, welcome, mut came) = adopted.map_err(|refused| match refused {
             Refused::Owned => AdoptError::Owned { id: id.clone() },
             Refused::WrongToken => AdoptError::WrongToken { id: id.clone() },
             Refused::Busy(limit) => AdoptError::Busy {
@@ -245,8 +259,13 @@ impl Guest {
             }
             Refused::Vm(error) => AdoptError::Guest(error.into()),
         })?;
+        let lock = came
+            .next("the lock")
+            .map_err(|error| GuestError::from(VmError::Control(error)))?;
         let run = RunDir::take_over(store, id, lock)?;
-        Ok(Self::of_adopted(store, run, vm, &welcome)?)
+        let mut guest = Self::of_adopted(store, run, vm, &welcome)?;
+        guest.left = came.rest();
+        Ok(guest)
     }
 
     fn of_adopted(store: &Store, run: RunDir, vm: VmHandle, welcome: &Welcome) -> Result<Self, GuestError> {

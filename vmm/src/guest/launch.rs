@@ -98,6 +98,7 @@ impl Guest {
             disk_layers,
             unadopted: Vec::new(),
             kept: false,
+            left: Vec::new(),
             times: ForkTimes::default(),
             trace: Trace::default(),
         })

@@ -15,6 +15,7 @@ mod someone;
 mod template;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -134,6 +135,8 @@ pub struct Guest {
     unadopted: Vec<PathBuf>,
     /// Whether it outlives this process.
     kept: bool,
+    /// What its last owner kept it with.
+    left: Vec<OwnedFd>,
     times: ForkTimes,
     trace: Trace,
 }

@@ -18,7 +18,7 @@ use super::message::{
     WakeSpec, Welcome, Woke,
 };
 use super::owned::{Killer, Process};
-use super::wire::{receive, receive_from, send, send_with};
+use super::wire::{Descriptors, receive, receive_from, send, send_with};
 use crate::clock::Trace;
 use crate::console;
 use crate::exit::Ended;
@@ -172,8 +172,10 @@ impl VmHandle {
         token: Token,
         socket: BorrowedFd<'_>,
         lock: BorrowedFd<'_>,
+        others: &[BorrowedFd<'_>],
     ) -> Result<(), VmError> {
-        match self.ask_with(&Request::Keep(token), &[socket, lock], ANSWER)? {
+        let descriptors = [&[socket, lock], others].concat();
+        match self.ask_with(&Request::Keep(token), &descriptors, ANSWER)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -194,7 +196,7 @@ impl VmHandle {
         token: Token,
         console: &Path,
         vsock: &Path,
-    ) -> Result<(Self, Welcome, OwnedFd), Refused> {
+    ) -> Result<(Self, Welcome, Descriptors), Refused> {
         // Nothing happens to the process if this comes to nothing.
         let mut vm = Self {
             process,
@@ -203,7 +205,7 @@ impl VmHandle {
             vsock: vsock.to_owned(),
         };
         match vm.meet(token) {
-            Ok((welcome, lock)) => Ok((vm, welcome, lock)),
+            Ok((welcome, came)) => Ok((vm, welcome, came)),
             Err(refused) => {
                 vm.release();
                 Err(refused)
@@ -211,17 +213,14 @@ impl VmHandle {
         }
     }
 
-    fn meet(&mut self, token: Token) -> Result<(Welcome, OwnedFd), Refused> {
+    fn meet(&mut self, token: Token) -> Result<(Welcome, Descriptors), Refused> {
         let talk = || {
             self.control.set_read_timeout(Some(MEET))?;
             send(&self.control, &Hello { token })?;
             receive::<Greeting>(&self.control)
         };
         match talk() {
-            Ok(Some((Greeting::Welcome(welcome), mut came))) => match came.next("the lock") {
-                Ok(lock) => Ok((welcome, lock)),
-                Err(error) => Err(VmError::Control(error).into()),
-            },
+            Ok(Some((Greeting::Welcome(welcome), came))) => Ok((welcome, came)),
             Ok(Some((Greeting::Owned, _))) => Err(Refused::Owned),
             Ok(Some((Greeting::WrongToken, _))) => Err(Refused::WrongToken),
             Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into()).into()),

@@ -36,6 +36,11 @@ impl Descriptors {
             .ok_or_else(|| io::Error::other(format!("{what} did not come along")))
     }
 
+    /// All that are left.
+    pub fn rest(self) -> Vec<OwnedFd> {
+        self.0.into()
+    }
+
     /// Whether there are no more.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {

@@ -93,16 +93,16 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
     let grown = http
         .json(
             &format!("PATCH {here}"),
-            &json!({"memoryMB": 1024, "metadata": {}}),
+            &json!({"memoryMB": 640, "metadata": {}}),
         )
         .expect(200);
-    assert_eq!(grown["memory"]["grantedMB"], 1024);
+    assert_eq!(grown["memory"]["grantedMB"], 640);
     assert_eq!(grown["metadata"], json!({}));
     let total: u64 = daemon
         .sh(&sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
         .parse()
         .unwrap();
-    assert!(total > 900 * 1024, "MemTotal {total} kB");
+    assert!(total > 540 * 1024, "MemTotal {total} kB");
     let shrunk = http
         .json(&format!("PATCH {here}"), &json!({"memoryMB": 1}))
         .expect(200);

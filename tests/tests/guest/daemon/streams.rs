@@ -97,7 +97,7 @@ pub fn a_command_is_driven_over_a_websocket() {
     assert!(end["message"].as_str().unwrap().contains("comand"), "{end}");
 
     // Whoever goes takes the command along; so does one that waits for a plain answer.
-    let running = || daemon.sh(&sandbox, "pgrep -f 'sleep 77[7]' | wc -l");
+    let running = || daemon.sh(&sandbox, "grep -ls '^sleep' /proc/[0-9]*/cmdline | wc -l");
     let mut socket = open(
         &daemon,
         &sandbox,

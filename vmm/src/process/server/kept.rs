@@ -21,6 +21,8 @@ pub(super) struct Kept {
     token: Token,
     /// Of the run directory, which stays while this is open.
     lock: OwnedFd,
+    /// What else the owner wants to have again, or at least to be open: its next one is given it.
+    others: Vec<OwnedFd>,
 }
 
 impl Server {
@@ -34,6 +36,7 @@ impl Server {
             listener: UnixListener::from(socket),
             token,
             lock,
+            others: came.rest(),
         });
         Ok(Reply::Done)
     }
@@ -79,7 +82,9 @@ impl Server {
                 send(&stream, &greeting)?;
                 return Ok(None);
             };
-            send_with(&stream, &greeting, &[kept.lock.as_fd()])?;
+            let others = kept.others.iter().map(AsFd::as_fd);
+            let descriptors: Vec<_> = [kept.lock.as_fd()].into_iter().chain(others).collect();
+            send_with(&stream, &greeting, &descriptors)?;
             stream.set_read_timeout(None)?;
             stream.set_write_timeout(None)?;
             Ok(Some(stream))

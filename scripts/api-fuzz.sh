@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Calls a daemon with what its own description allows and what it does not (schemathesis): no server error, no hang, and
+# no answer that the description does not have.
+#
+#   SPORE_SOCKET=PATH scripts/api-fuzz.sh      SPORE_FUZZ_EXAMPLES requests a call (20)
+#
+# The calls go through a loopback port, since the tool does not speak to Unix sockets. Sandboxes and builds that it makes
+# are the caller's to remove. Draining is left out: what is refused then is a 503, and that is a finding.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+version=4.32.5
+work=$PWD/${CARGO_TARGET_DIR:-target}/api-fuzz
+[[ ${CARGO_TARGET_DIR:-} != /* ]] || work=$CARGO_TARGET_DIR/api-fuzz
+mkdir -p "$work"
+if [[ $(cat "$work/venv/.spore" 2>/dev/null) != "$version" ]]; then
+	if ! scripts/registry-usable.sh; then
+		printf '\n*** SKIPPED: no package registry: the interface is not fuzzed.\n\n'
+		exit 0
+	fi
+	rm -rf "$work/venv"
+	python3 -m venv "$work/venv"
+	"$work/venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$version"
+	printf '%s\n' "$version" >"$work/venv/.spore"
+fi
+
+# Prints its port, then copies both ways until it is ended.
+"$work/venv/bin/python" scripts/socket-proxy.py "$SPORE_SOCKET" >"$work/port" &
+proxy=$!
+trap 'kill "$proxy" 2>/dev/null || true' EXIT
+for ((i = 0; i < 100; i++)); do [[ -s $work/port ]] && break || sleep 0.1; done
+
+cd "$work"
+"$work/venv/bin/st" run "http://127.0.0.1:$(cat port)/v1/openapi.json" \
+	--phases coverage,fuzzing --max-examples "${SPORE_FUZZ_EXAMPLES:-20}" --request-timeout 60 \
+	--checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
+	--exclude-path /v1/events --exclude-path /v1/host/drain --no-color >log 2>&1 || {
+	cat log
+	exit 1
+}
+printf 'the interface, fuzzed: %s\n' "$(grep -E '^ +[0-9]+ generated' log | sed 's/^ *//')"

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Both SDKs and the fuzzing of the interface against a real daemon, which is started for it on a data directory of its
+# own, and looked at afterwards.
+#
+#   scripts/daemon-test.sh BINARIES      the directory with spore and spore-vm
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+binaries=$(cd "$1" && pwd -P)
+# Short: a socket's path has at most 107 bytes.
+work=$(mktemp -d "${TMPDIR:-/tmp}/spore-daemon-XXXXXX")
+export SPORE_DATA=$work/data SPORE_SOCKET=$work/s SPORE_VM=$binaries/spore-vm
+daemon=
+finish() {
+	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
+	[[ -z $daemon ]] || wait "$daemon" 2>/dev/null || true
+	rm -rf --one-file-system "$work"
+}
+trap finish EXIT
+
+printf '%s' '{"base":"busybox","name":"tiny","builderMemoryMB":512,"runtimeMemoryMB":512,"steps":[]}' >"$work/tiny.json"
+"$binaries/spore" build --network none "$work/tiny.json"
+"$binaries/spore" serve --openapi >"$work/openapi.json"
+"$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
+daemon=$!
+for ((i = 0; i < 100; i++)); do [[ -S $SPORE_SOCKET ]] && break || sleep 0.1; done
+
+export SPORE_TEST_IMAGE=tiny SPORE_TEST_BASE=busybox SPORE_OPENAPI=$work/openapi.json
+call() { curl -sS --fail-with-body --unix-socket "$SPORE_SOCKET" "http://spore$1" "${@:2}"; }
+status=0
+scripts/sdk-python.sh || status=1
+scripts/sdk-typescript.sh || status=1
+scripts/api-fuzz.sh || status=1
+
+# Whatever the tests left to the daemon goes, and with the last sandbox the last promise.
+for id in $(call /v1/sandboxes | python3 -c 'import json,sys; print(*(s["id"] for s in json.load(sys.stdin)["sandboxes"]))'); do
+	call "/v1/sandboxes/$id" -X DELETE
+done
+committed=$(call /v1/host | python3 -c 'import json,sys; h=json.load(sys.stdin); print(h["memory"]["committedMB"], h["sandboxes"])')
+if [[ $committed != "0 0" ]]; then
+	printf 'the daemon still promises memory and counts sandboxes: %s\n' "$committed"
+	status=1
+fi
+kill -TERM "$daemon"
+if ! wait "$daemon"; then
+	printf 'the daemon did not stop well; it said:\n%s\n' "$(cat "$work/log")"
+	status=1
+fi
+daemon=
+left=$(ls "$SPORE_DATA/run")
+if [[ -n $left ]]; then
+	printf 'LEFT in the data directory: %s\n' "$left"
+	status=1
+fi
+exit "$status"
