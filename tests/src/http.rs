@@ -74,7 +74,8 @@ impl Http {
     /// Sends bytes as they are, and reads what comes until the other end hangs up.
     pub fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut stream = self.connect();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        // Longer than a guest may take to give memory back: its driver tries again for two minutes.
+        stream.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
         // The other end may refuse before it has read all.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();

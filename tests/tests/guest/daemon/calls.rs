@@ -43,6 +43,25 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
     assert!(shown["usage"]["cpuMs"].as_u64().unwrap() > 0);
     assert!(shown["usage"]["uniqueBytes"].as_u64().unwrap() > 0);
 
+    // Memory and metadata.
+    let grown = http
+        .json(
+            &format!("PATCH {here}"),
+            &json!({"memoryMB": 640, "metadata": {}}),
+        )
+        .expect(200);
+    assert_eq!(grown["memory"]["grantedMB"], 640);
+    assert_eq!(grown["metadata"], json!({}));
+    let total: u64 = daemon
+        .sh(&sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
+        .parse()
+        .unwrap();
+    assert!(total > 540 * 1024, "MemTotal {total} kB");
+    let shrunk = http
+        .json(&format!("PATCH {here}"), &json!({"memoryMB": 1}))
+        .expect(200);
+    assert_eq!(shrunk["memory"]["grantedMB"], floor);
+
     // Commands: input, user, directory, time limit, bytes that are no text.
     let exec = |body: Value| http.json(&format!("POST {here}/exec"), &body).expect(200);
     let said = exec(
@@ -88,25 +107,6 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
     assert_eq!(gone.json()["error"]["details"]["kind"], "notFound");
     let empty = http.call(&format!("GET {here}/files?path=/proc/self/environ-not"));
     assert_eq!(empty.status, 422);
-
-    // Memory and metadata.
-    let grown = http
-        .json(
-            &format!("PATCH {here}"),
-            &json!({"memoryMB": 640, "metadata": {}}),
-        )
-        .expect(200);
-    assert_eq!(grown["memory"]["grantedMB"], 640);
-    assert_eq!(grown["metadata"], json!({}));
-    let total: u64 = daemon
-        .sh(&sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
-        .parse()
-        .unwrap();
-    assert!(total > 540 * 1024, "MemTotal {total} kB");
-    let shrunk = http
-        .json(&format!("PATCH {here}"), &json!({"memoryMB": 1}))
-        .expect(200);
-    assert_eq!(shrunk["memory"]["grantedMB"], floor);
 
     // Standing still.
     assert_eq!(
