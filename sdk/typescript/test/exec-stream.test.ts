@@ -9,7 +9,8 @@ import {
   Sandbox,
   StdinClosedError,
 } from '../src/index.js';
-import { execDaemon, exit, output } from './support/exec-server.js';
+import { exit, output } from './support/exec-messages.js';
+import { execDaemon } from './support/exec-server.js';
 import { sandboxInfo } from './support/fake.js';
 
 const limit = { timeout: 15_000 };
