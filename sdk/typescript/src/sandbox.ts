@@ -311,20 +311,12 @@ export class Sandbox implements AsyncDisposable {
     return this.#update({ metadata: { ...metadata } }, options);
   }
 
-  /**
-   * Stops its vCPUs. It keeps its memory.
-   *
-   * @throws ConflictError if it is paused.
-   */
+  /** Stops its vCPUs; stopped is fine. It keeps its memory. */
   pause(options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#post('pause', options);
   }
 
-  /**
-   * Lets it go on after {@link Sandbox.pause}.
-   *
-   * @throws ConflictError if it is not paused.
-   */
+  /** Lets it go on after {@link Sandbox.pause}; running is fine. */
   resume(options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#post('resume', options);
   }
@@ -390,7 +382,7 @@ export class Sandbox implements AsyncDisposable {
 
   async #post(action: 'pause' | 'resume', options: CallOptions): Promise<SandboxInfo> {
     const path = `${this.#path}/${action}`;
-    const request = { method: 'POST', path, repeatable: false, signal: options.signal } as const;
+    const request = { method: 'POST', path, repeatable: true, signal: options.signal } as const;
     return this.#seen(await this.#client.transport.json(request));
   }
 
