@@ -158,7 +158,7 @@ export class Files {
       method: 'POST',
       path: `${this.#path}/mkdir`,
       query,
-      repeatable: false,
+      repeatable: true,
       signal,
     });
   }
