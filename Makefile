@@ -69,7 +69,8 @@ unit: ## tests of every crate but spore-tests; they need no guest
 	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
 
 sdk-typescript: ## the TypeScript SDK: types, tests, lint (SPORE_SOCKET, SPORE_TEST_IMAGE: against a real daemon)
-	@scripts/sdk-typescript.sh
+	@$(CARGO) run -q $(CARGOFLAGS) -p spore-api --bin spore -- serve --openapi >$(target)/openapi.json
+	@SPORE_OPENAPI=$(target)/openapi.json scripts/sdk-typescript.sh
 
 fuzz: ## a short run of every fuzz target (SPORE_FUZZ_SECONDS each, 5; scripts/fuzz.sh TARGET for one)
 	@CARGOFLAGS='$(CARGOFLAGS)' scripts/fuzz.sh

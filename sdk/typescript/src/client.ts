@@ -4,7 +4,6 @@
  * @module
  */
 
-import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { BuildLines, parseJson, readBuildMessage } from './build-log.js';
@@ -37,7 +36,7 @@ export interface ClientOptions {
 
 /** What every call takes. */
 export interface CallOptions {
-  /** Aborting it ends the call, on the host too; the call rejects with the signal's reason. */
+  /** Aborting it ends the call, on the host too, and what it made is undone; it rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }
 
@@ -45,13 +44,14 @@ export interface CallOptions {
 export interface MakeOptions extends CallOptions {
   /**
    * Up to 128 printable characters that stand for this call: made again with the same key within an hour, also by
-   * another process, it answers the same. Default: a new one a call, for the call's own retries.
+   * another process, it answers the same. Aborting a call with such a key undoes nothing. Default: a new one a call,
+   * for the call's own retries.
    */
   idempotencyKey?: string | undefined;
 }
 
 /** How an image is built. */
-export interface BuildOptions extends MakeOptions {
+export interface BuildOptions extends CallOptions {
   /** Called with each line that the build says, without its end: `console.log` will do. */
   onLog?: ((line: string) => void) | undefined;
   /** Called with each of the build's messages but the last that says that it failed; a newer daemon may have more. */
@@ -281,8 +281,8 @@ export class Client {
       ...(stepTimeoutSeconds !== undefined && { stepTimeoutSeconds }),
       ...(network !== undefined && { network }),
     };
-    const headers = idempotencyHeader(options);
-    return withJson({ method: 'POST', path: '/v1/images', query, headers, repeatable: true, signal }, body);
+    // Can be repeated without a key: equal builds are one.
+    return withJson({ method: 'POST', path: '/v1/images', query, repeatable: true, signal }, body);
   }
 
   /** Follows a build to its end, also over a connection that is lost on the way. */
@@ -340,11 +340,6 @@ export class Client {
     });
     return bytes.toString('utf8');
   }
-}
-
-/** The header of a call that makes something: with it the call can be made again safely. */
-export function idempotencyHeader(options: MakeOptions): Record<string, string> {
-  return { 'idempotency-key': options.idempotencyKey ?? randomUUID() };
 }
 
 function defaultSocketPath(): string {

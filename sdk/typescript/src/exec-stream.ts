@@ -37,6 +37,8 @@ export interface ExecStreamOptions extends CommandOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** The size of the messages that input is sent in; the daemon takes up to 1 MiB. */
+const MESSAGE_BYTES = 64 * 1024;
 /** Output that nobody takes may pile up to this many bytes before the command has to wait. */
 const PILE_BYTES = 1024 * 1024;
 /** What is kept of each output for {@link ExecStream.wait}: as much as the daemon keeps for a call. */
@@ -134,9 +136,12 @@ export class ExecStream implements AsyncIterable<ExecOutput>, AsyncDisposable {
    * @throws StdinClosedError if the command has ended, or its input was closed.
    */
   async sendStdin(data: string | Uint8Array): Promise<void> {
-    if (this.#socket === undefined || this.#stdinEnded) throw new StdinClosedError();
     const bytes = typeof data === 'string' ? Buffer.from(data, 'utf8') : data;
-    if (bytes.byteLength > 0) await this.#socket.sendBinary(bytes);
+    for (let at = 0; at === 0 || at < bytes.byteLength; at += MESSAGE_BYTES) {
+      if (this.#socket === undefined || this.#stdinEnded) throw new StdinClosedError();
+      const piece = bytes.subarray(at, at + MESSAGE_BYTES);
+      if (piece.byteLength > 0) await this.#socket.sendBinary(piece);
+    }
   }
 
   /** Ends the command's standard input. To do so again, or after its end, does nothing. */

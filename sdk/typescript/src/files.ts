@@ -147,7 +147,7 @@ export class Files {
   }
 
   /**
-   * Makes a directory.
+   * Makes a directory, and those on the way. One that is there already is fine.
    *
    * @param options - `mode`: permission bits, `0o755` or `'0755'`. Default: `0755`.
    */
@@ -158,7 +158,7 @@ export class Files {
       method: 'POST',
       path: `${this.#path}/mkdir`,
       query,
-      repeatable: false,
+      repeatable: true,
       signal,
     });
   }

@@ -22,12 +22,12 @@ export interface Frame {
   payload: Buffer;
 }
 
-/** A frame as a client sends it: masked. */
-export function encodeFrame(opcode: number, payload: Uint8Array, last: boolean): Buffer {
+/** A message as a client sends it: one frame, masked. */
+export function encodeFrame(opcode: number, payload: Uint8Array): Buffer {
   const { length } = payload;
   const extended = length < 126 ? 0 : length < 65536 ? 2 : 8;
   const frame = Buffer.allocUnsafe(2 + extended + 4 + length);
-  frame[0] = (last ? 0x80 : 0) | opcode;
+  frame[0] = 0x80 | opcode;
   frame[1] = 0x80 | (extended === 0 ? length : extended === 2 ? 126 : 127);
   if (extended === 2) frame.writeUInt16BE(length, 2);
   else if (extended === 8) frame.writeBigUInt64BE(BigInt(length), 2);

@@ -8,6 +8,7 @@ import * as http from 'node:http';
 import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { Connections, connect } from './connection.js';
 import {
   BadAnswerError,
   BusyError,
@@ -55,7 +56,7 @@ const LONGEST_PATH = 107;
 /** How requests get to one daemon. */
 export class Transport {
   /** For requests that can be repeated: the daemon may close an idle connection at the moment it is used. */
-  readonly #kept = new http.Agent({ keepAlive: true, maxFreeSockets: 16 });
+  readonly #kept: Connections;
   #reached = false;
 
   constructor(
@@ -65,6 +66,7 @@ export class Transport {
     if (Buffer.byteLength(socketPath) > LONGEST_PATH) {
       throw new RangeError(`the socket's path is longer than ${LONGEST_PATH} bytes: ${socketPath}`);
     }
+    this.#kept = new Connections(socketPath);
   }
 
   /** Closes connections that are idle. */
@@ -182,7 +184,7 @@ export class Transport {
     if (askFirst) headers['expect'] = '100-continue';
     const outgoing = http.request({
       socketPath: this.socketPath,
-      agent: request.repeatable ? this.#kept : false,
+      ...(request.repeatable ? { agent: this.#kept } : { createConnection: () => connect(this.socketPath) }),
       method,
       path: request.path + queryString(request.query),
       headers,

@@ -4,7 +4,9 @@
  * @module
  */
 
-import { Client, idempotencyHeader } from './client.js';
+import { randomUUID } from 'node:crypto';
+
+import { Client } from './client.js';
 import type { CallOptions, MakeOptions } from './client.js';
 import { checked, execRequest, execResult } from './command.js';
 import type { Command, CommandOptions, ExecResult } from './command.js';
@@ -131,7 +133,7 @@ export class Sandbox implements AsyncDisposable {
   static async create(options: CreateOptions): Promise<Sandbox> {
     const client = options.client ?? Client.shared();
     const body = { image: await imageId(client, options), ...createBody(options) };
-    return Sandbox.#made(client, await create<CreatedSandbox>(client, body, options));
+    return Sandbox.#made(client, await createOne(client, body, options));
   }
 
   /**
@@ -148,7 +150,7 @@ export class Sandbox implements AsyncDisposable {
         ? { checkpoint: checkpointId(options.checkpoint) }
         : { image: await imageId(client, options) };
     const body = { ...source, ...createBody(options), count, ...(partial !== undefined && { partial }) };
-    return Sandbox.#madeSeveral(client, await create<Forked>(client, body, options));
+    return Sandbox.#madeSeveral(client, await createSeveral(client, '/v1/sandboxes', body, options));
   }
 
   /** Makes a sandbox of a checkpoint; otherwise as {@link Sandbox.create}. */
@@ -158,7 +160,7 @@ export class Sandbox implements AsyncDisposable {
   ): Promise<Sandbox> {
     const client = options.client ?? Client.shared();
     const body = { checkpoint: checkpointId(checkpoint), ...createBody(options) };
-    return Sandbox.#made(client, await create<CreatedSandbox>(client, body, options));
+    return Sandbox.#made(client, await createOne(client, body, options));
   }
 
   /**
@@ -264,17 +266,10 @@ export class Sandbox implements AsyncDisposable {
    * @throws InsufficientCapacityError if the host has no room for them.
    */
   async fork(count = 1, options: ForkOptions = {}): Promise<SandboxGroup> {
-    const { partial, signal } = options;
+    const { partial } = options;
     const body: ForkRequest = { count, ...sharedBody(options), ...(partial !== undefined && { partial }) };
-    const headers = idempotencyHeader(options);
-    const request = {
-      method: 'POST',
-      path: `${this.#path}/fork`,
-      headers,
-      repeatable: true,
-      signal,
-    } as const;
-    return Sandbox.#madeSeveral(this.#client, await this.#client.transport.json<Forked>(request, body));
+    const made = await createSeveral(this.#client, `${this.#path}/fork`, body, options);
+    return Sandbox.#madeSeveral(this.#client, made);
   }
 
   /**
@@ -286,14 +281,14 @@ export class Sandbox implements AsyncDisposable {
    * @throws ConflictError if the name is taken.
    */
   checkpoint(options: CheckpointRequest & MakeOptions = {}): Promise<Checkpoint> {
-    const { name, finalizeMemoryMB, signal } = options;
+    const { name, finalizeMemoryMB } = options;
     const body: CheckpointRequest = {
       ...(name !== undefined && { name }),
       ...(finalizeMemoryMB !== undefined && { finalizeMemoryMB }),
     };
-    const headers = idempotencyHeader(options);
-    const path = `${this.#path}/checkpoints`;
-    return this.#client.transport.json({ method: 'POST', path, headers, repeatable: true, signal }, body);
+    return make(this.#client, `${this.#path}/checkpoints`, body, options, (made: Checkpoint) =>
+      this.#client.deleteCheckpoint(made.id),
+    );
   }
 
   /**
@@ -316,20 +311,12 @@ export class Sandbox implements AsyncDisposable {
     return this.#update({ metadata: { ...metadata } }, options);
   }
 
-  /**
-   * Stops its vCPUs. It keeps its memory.
-   *
-   * @throws ConflictError if it is paused.
-   */
+  /** Stops its vCPUs; stopped is fine. It keeps its memory. */
   pause(options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#post('pause', options);
   }
 
-  /**
-   * Lets it go on after {@link Sandbox.pause}.
-   *
-   * @throws ConflictError if it is not paused.
-   */
+  /** Lets it go on after {@link Sandbox.pause}; running is fine. */
   resume(options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#post('resume', options);
   }
@@ -395,7 +382,7 @@ export class Sandbox implements AsyncDisposable {
 
   async #post(action: 'pause' | 'resume', options: CallOptions): Promise<SandboxInfo> {
     const path = `${this.#path}/${action}`;
-    const request = { method: 'POST', path, repeatable: false, signal: options.signal } as const;
+    const request = { method: 'POST', path, repeatable: true, signal: options.signal } as const;
     return this.#seen(await this.#client.transport.json(request));
   }
 
@@ -424,12 +411,53 @@ export class SandboxGroup extends Array<Sandbox> implements AsyncDisposable {
   }
 }
 
-function create<T>(client: Client, body: CreateSandbox, options: MakeOptions): Promise<T> {
-  const { signal } = options;
-  const headers = idempotencyHeader(options);
-  return client.transport.json(
-    { method: 'POST', path: '/v1/sandboxes', headers, repeatable: true, signal },
-    body,
+/** How long something is waited for to be undone. */
+const UNDO_MS = 120_000;
+
+/**
+ * A call that makes something, with a key, so that it can be made again safely.
+ *
+ * The daemon carries out a call with a key also when its client hangs up. So when it is aborted here, what it comes to
+ * is asked for by the same key, behind the caller's back, and undone; unless the key is the caller's own.
+ */
+async function make<T>(
+  client: Client,
+  path: string,
+  body: object,
+  options: MakeOptions,
+  undo: (made: T) => Promise<unknown>,
+): Promise<T> {
+  const { idempotencyKey = randomUUID(), signal } = options;
+  const request = {
+    method: 'POST',
+    path,
+    headers: { 'idempotency-key': idempotencyKey },
+    repeatable: true,
+  } as const;
+  signal?.throwIfAborted();
+  try {
+    return await client.transport.json<T>({ ...request, signal }, body);
+  } catch (error) {
+    if (signal?.aborted === true && options.idempotencyKey === undefined) {
+      const soon = AbortSignal.timeout(UNDO_MS);
+      client.transport
+        .json<T>({ ...request, signal: soon }, body)
+        .then(undo)
+        .catch(() => undefined); // Nothing was made, or nobody can be asked.
+    }
+    throw error;
+  }
+}
+
+function createOne(client: Client, body: CreateSandbox, options: MakeOptions): Promise<CreatedSandbox> {
+  return make(client, '/v1/sandboxes', body, options, (made: CreatedSandbox) =>
+    new Sandbox(client, made).kill(),
+  );
+}
+
+function createSeveral(client: Client, path: string, body: object, options: MakeOptions): Promise<Forked> {
+  return make(client, path, body, options, ({ sandboxes }: Forked) =>
+    Promise.all(sandboxes.map((made) => new Sandbox(client, made).kill())),
   );
 }
 

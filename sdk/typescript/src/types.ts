@@ -633,12 +633,12 @@ export type EventKind =
   | { type: 'draining'; draining: boolean }
   /** Memory is short: `shells`, `templates` or `balloons` were given back. */
   | { type: 'memoryPressure'; dropped: string }
-  /** This client was too slow: so many events are missing here. */
+  /** So many events are missing here, 0 if not known: the client was too slow, or follows an earlier daemon. */
   | { type: 'missed'; count: number };
 
 /** An event. */
 export type Event = {
-  /** Rises by one from event to event, and goes on when the daemon is started anew: what to resume by. */
+  /** Rises from event to event, by one while the daemon runs: what to resume by. */
   id: number;
   /** When, in milliseconds since 1970-01-01 UTC. */
   timeMs: number;

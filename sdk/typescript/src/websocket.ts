@@ -24,8 +24,6 @@ export interface WebSocketHandler {
 }
 
 const GUID = '258EAFA5-E914-47DA-95CA-C5AB0DC85B11';
-/** Larger payloads are sent in several frames, so that a control frame need not wait long behind them. */
-const FRAME_BYTES = 64 * 1024;
 /** How long the other end may take to close after we did. */
 const CLOSE_MS = 1000;
 
@@ -123,7 +121,7 @@ export class WebSocket {
     if (this.#ended || this.#closing !== undefined) return;
     const payload = Buffer.alloc(2);
     payload.writeUInt16BE(code);
-    this.#write(Opcode.close, payload, true);
+    this.#write(Opcode.close, payload);
     this.#closing = setTimeout(() => {
       this.#end(undefined);
     }, CLOSE_MS);
@@ -137,13 +135,7 @@ export class WebSocket {
 
   async #send(opcode: number, bytes: Uint8Array): Promise<void> {
     if (this.#ended || this.#closing !== undefined) return;
-    let flowing = true;
-    for (let at = 0; at === 0 || at < bytes.length; at += FRAME_BYTES) {
-      const last = at + FRAME_BYTES >= bytes.length;
-      const piece = bytes.subarray(at, at + FRAME_BYTES);
-      flowing = this.#write(at === 0 ? opcode : Opcode.continuation, piece, last);
-    }
-    if (flowing) return;
+    if (this.#write(opcode, bytes)) return;
     await new Promise<void>((resolve) => {
       const go = (): void => {
         this.#socket.off('drain', go).off('close', go);
@@ -153,8 +145,8 @@ export class WebSocket {
     });
   }
 
-  #write(opcode: number, payload: Uint8Array, last: boolean): boolean {
-    return this.#socket.write(encodeFrame(opcode, payload, last));
+  #write(opcode: number, payload: Uint8Array): boolean {
+    return this.#socket.write(encodeFrame(opcode, payload));
   }
 
   #take(bytes: Buffer): void {
@@ -172,12 +164,12 @@ export class WebSocket {
   #frame(frame: Frame): void {
     switch (frame.opcode) {
       case Opcode.ping:
-        if (this.#closing === undefined) this.#write(Opcode.pong, frame.payload, true);
+        if (this.#closing === undefined) this.#write(Opcode.pong, frame.payload);
         return;
       case Opcode.pong:
         return;
       case Opcode.close: {
-        if (this.#closing === undefined) this.#write(Opcode.close, frame.payload.subarray(0, 2), true);
+        if (this.#closing === undefined) this.#write(Opcode.close, frame.payload.subarray(0, 2));
         const code = frame.payload.length < 2 ? 1005 : frame.payload.readUInt16BE();
         const plain = code === 1000 || code === 1001 || code === 1005;
         const why = frame.payload.subarray(2).toString('utf8');

@@ -64,7 +64,6 @@ test('a build is heard line by line and comes to an image', async (t) => {
   assert.deepEqual(messages, MESSAGES);
   assert.equal(seen[0]?.method, 'POST');
   assert.equal(seen[0].path, '/v1/images');
-  assert.match(String(seen[0].headers['idempotency-key']), /^[!-~]{8,128}$/);
   assert.deepEqual(seen[0].json, {
     manifest: { base: 'busybox', steps: [{ type: 'run', args: { commands: ['make'] } }] },
     noCache: true,
@@ -120,7 +119,6 @@ test('a build whose connection is lost is asked for again, and nothing is heard 
   assert.equal(image.id, 'img-1');
   assert.deepEqual(lines, LINES);
   assert.equal(seen.length, 2);
-  assert.equal(seen[0]?.headers['idempotency-key'], seen[1]?.headers['idempotency-key']);
 });
 
 test('another build in its place is heard from its beginning', async (t) => {

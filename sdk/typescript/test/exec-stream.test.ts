@@ -9,7 +9,8 @@ import {
   Sandbox,
   StdinClosedError,
 } from '../src/index.js';
-import { execDaemon, exit, output } from './support/exec-server.js';
+import { exit, output } from './support/exec-messages.js';
+import { execDaemon } from './support/exec-server.js';
 import { sandboxInfo } from './support/fake.js';
 
 const limit = { timeout: 15_000 };
@@ -137,16 +138,16 @@ test('input may be given whole or in pieces, and ends by itself', limit, async (
   }
 });
 
-test('input of any size arrives whole', limit, async (t) => {
+test('input of any size arrives whole, in messages that the daemon takes', limit, async (t) => {
   const sent = Buffer.alloc(5 * 1024 * 1024 + 7, 'spore');
-  const { sandbox } = await execDaemon(t, async ({ socket, said, saidSoMany }) => {
-    await saidSoMany(2);
-    assert.ok((said[0] as Buffer).equals(sent));
-    socket.send(output(1, said[0] as Buffer));
+  const { sandbox, opened } = await execDaemon(t, async ({ socket, said, saidSoMany }) => {
+    for (let count = 1; !said.some((one) => !Buffer.isBuffer(one)); count += 1) await saidSoMany(count);
+    for (const message of said.slice(0, -1)) socket.send(output(1, message as Buffer));
     socket.send(exit());
   });
   const result = await (await sandbox.execStream('cat', { stdin: sent })).wait();
   assert.ok(sent.equals(result.stdoutBytes));
+  assert.ok(opened[0]?.said.every((message) => !Buffer.isBuffer(message) || message.length <= 1024 * 1024));
 });
 
 test('a command need not read all its input', limit, async (t) => {
