@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,17 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.Fake]:
         running.requests.clear()
         yield running
         spore.Client.shared().close()
+        spore.Client._shared.clear()
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def real_image() -> str:
+    """The name of an image on the daemon that SPORE_SOCKET was when the tests began."""
+    missing = [name for name in ("SPORE_SOCKET", "SPORE_TEST_IMAGE") if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"SKIPPED: no real daemon: {' and '.join(missing)} not set")
+    return os.environ["SPORE_TEST_IMAGE"]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from fake_exec import STRUCTS, RefusalError, ServerSocket, run
+from fake_exec import NOTHING, STRUCTS, ImageState, RefusalError, ServerSocket, build_step, run
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Fake:
     sandboxes: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    states: dict[str, ImageState] = field(default_factory=dict)
     draining: bool = False
     once: dict[str, tuple[str, int, Any]] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -111,7 +112,9 @@ class Fake:
 
     def make_sandbox(self, asked: dict[str, Any], origin: str, **more: Any) -> dict[str, Any]:
         id = self.new_id("s")
-        (self.directory / id).mkdir()
+        source = self.directory / str(more.get("parent") or more.get("checkpoint") or more.get("image"))
+        shutil.copytree(source, self.directory / id)
+        self.states[id] = self.states.get(source.name, NOTHING)
         memory = asked.get("memoryMB") or 1024
         if memory > 16384:
             raise RefusalError(503, "insufficient_capacity", "the host has no room", largestFitMB=9000)
@@ -132,7 +135,7 @@ class Fake:
         self.sandboxes[id] = made
         made_with = dict(made)
         if asked.get("exec") is not None:
-            made_with["exec"] = run(asked["exec"], self.root(id))
+            made_with["exec"] = run(asked["exec"], self.root(id), self.states[id])
         return made_with
 
 
@@ -244,8 +247,11 @@ class Handler(BaseHTTPRequestHandler):
     def build(self, manifest: dict[str, Any]) -> Any:
         from spore._core.canonical import content_hash
 
+        id = f"i{content_hash(manifest)[:12]}"
+        root, state = self.daemon.directory / id, NOTHING
+        root.mkdir(exist_ok=True)
         yield {"type": "build", "buildId": "b1"}
-        yield {"type": "phase", "phase": "booting", "message": "booting the base"}
+        yield {"type": "phase", "phase": "booting", "message": "4096 MiB"}
         for number, step in enumerate(manifest["steps"]):
             words = json.dumps(step["args"], ensure_ascii=False)
             label = f"{step['type']} {words:.40}"
@@ -262,10 +268,11 @@ class Handler(BaseHTTPRequestHandler):
                 if code in words:
                     yield {"type": "error", "error": {"code": code, "message": "step 0", "details": {"step": number}}}
                     return
+            state = build_step(step, root, state)
             yield {"type": "stepDone", "step": number, "tookMs": 1500}
             yield {"type": "somethingNew", "x": 1}
         image = {
-            "id": f"i{content_hash(manifest)[:12]}",
+            "id": id,
             "names": [manifest["name"]] if "name" in manifest else [],
             "contentHash": content_hash(manifest),
             "baseDigest": "00",
@@ -274,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
             "builderMemoryMB": manifest.get("builderMemoryMB", 4096),
             "checkpoints": [{"id": "c0", "floorMB": 1024, "cpus": 1}],
         }
-        self.daemon.images[image["id"]] = image
+        self.daemon.images[id], self.daemon.states[id] = image, state
         yield {"type": "image", "image": image}
 
     def image(self, name: str) -> dict[str, Any]:
@@ -355,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(204)
 
     def post_sandboxes_one_exec(self, request: Request, id: str) -> None:
-        self.send(200, run(request.json("ExecRequest"), self.daemon.root(id)))
+        self.send(200, run(request.json("ExecRequest"), self.daemon.root(id), self.daemon.states[id]))
 
     def set_state(self, id: str, state: str) -> None:
         self.daemon.sandbox(id)["state"] = state
@@ -447,6 +454,7 @@ class Handler(BaseHTTPRequestHandler):
                 "createdAt": 1700000000,
             }
             self.daemon.checkpoints[made["id"]] = made
+            shutil.copytree(self.daemon.root(id), self.daemon.directory / made["id"])
             return made
 
         self.once(request, 201, make)

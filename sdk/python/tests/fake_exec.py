@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -34,12 +35,43 @@ class RefusalError(Exception):
         self.body = {"code": code, "message": message, **({"details": details} if details else {})}
 
 
-def run(request: dict[str, Any], root: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ImageState:
+    """What an image gives to every command."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+
+
+NOTHING = ImageState()
+
+
+def build_step(step: dict[str, Any], root: Path, image: ImageState) -> ImageState:
+    """Do what a step says, below a directory."""
+    args = step["args"]
+    if step["type"] == "env":
+        return replace(image, env={**image.env, **args["vars"]})
+    if step["type"] == "workdir":
+        (root / args["path"].lstrip("/")).mkdir(parents=True, exist_ok=True)
+        return replace(image, workdir=args["path"])
+    if step["type"] == "add_file":
+        path = root / args["path"].lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(args["content"]))
+        path.chmod(int(args.get("mode", "0644"), 8))
+    if step["type"] == "run":
+        for command in args["commands"]:
+            if command.startswith("./"):
+                assert run({"cmd": ["/bin/sh", "-c", command]}, root, image)["exitCode"] == 0
+    return image
+
+
+def run(request: dict[str, Any], root: Path, image: ImageState = NOTHING) -> dict[str, Any]:
     """Run a command on this machine, as an `ExecResult`."""
     unknown = request.keys() - STRUCTS["ExecRequest"].keys()
     if unknown:
         raise RefusalError(400, "invalid_request", f"unknown fields: {sorted(unknown)}")
-    process = spawn(request, root)
+    process = spawn(request, root, image)
     timed_out = False
     try:
         given = base64.b64decode(request["stdin"]) if "stdin" in request else b""
@@ -51,19 +83,22 @@ def run(request: dict[str, Any], root: Path) -> dict[str, Any]:
     return ended(process.returncode, timed_out, out, err)
 
 
-def spawn(request: dict[str, Any], root: Path) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(
-            request["cmd"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PATH": os.environ["PATH"], **request.get("env", {})},
-            cwd=request.get("cwd") or root,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise RefusalError(422, "guest_refused", str(error)) from error
+def spawn(request: dict[str, Any], root: Path, image: ImageState = NOTHING) -> subprocess.Popen[bytes]:
+    command = request["cmd"]
+    directory = root / (request.get("cwd") or image.workdir).lstrip("/")
+    if not directory.is_dir():
+        raise RefusalError(422, "guest_refused", f"working directory {request['cwd']!r}: No such file or directory")
+    if "/" in command[0] and not (directory / command[0]).exists():
+        command = ["/bin/sh", "-c", 'echo "spore: $0: no such file" >&2; exit 127', command[0]]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], **image.env, **request.get("env", {})},
+        cwd=directory,
+        start_new_session=True,
+    )
 
 
 def ended(code: int, timed_out: bool, out: bytes, err: bytes) -> dict[str, Any]:

@@ -28,7 +28,7 @@ async def test_a_build_is_told_line_by_line_and_message_by_message(api: Api, dae
     messages: list[spore.BuildMessage] = []
     built = await api.build(IMAGE, on_log=lines.append, on_message=messages.append)
     assert lines == [
-        "booting the base",
+        "booting: 4096 MiB",
         '[1/1] run {"commands": ["make"]}',
         "first line",
         "second",

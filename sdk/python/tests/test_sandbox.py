@@ -89,8 +89,11 @@ async def test_commands_are_lines_for_a_shell_or_words(api: Api, daemon: Fake) -
     sandbox = await api.Sandbox.create("tools")
     assert (await sandbox.exec(["printf", "%s|", "$HOME", "a b"])).stdout == "$HOME|a b|"
     assert (await sandbox.exec("printf '%s|' a  b")).stdout == "a|b|"
-    result = await sandbox.exec("pwd; cat; echo $X", env={"X": "y"}, cwd="/", stdin="Grüße\n", timeout_seconds=5)
-    assert result.stdout == "/\nGrüße\ny\n"
+    await sandbox.files.mkdir("/sub")
+    result = await sandbox.exec(
+        "basename $PWD; cat; echo $X", env={"X": "y"}, cwd="/sub", stdin="Grüße\n", timeout_seconds=5
+    )
+    assert result.stdout == "sub\nGrüße\ny\n"
     assert (await sandbox.exec("cat", stdin=b"\0\xff\n")).stdout_bytes == b"\0\xff\n"
     assert (await sandbox.exec("kill -9 $$")).signal == 9
     late = await sandbox.exec("sleep 60", timeout_seconds=1)
@@ -98,8 +101,10 @@ async def test_commands_are_lines_for_a_shell_or_words(api: Api, daemon: Fake) -
     for wrong in (["echo", 1], [b"echo"]):
         with pytest.raises(TypeError):
             await sandbox.exec(wrong)
-    with pytest.raises(spore.GuestRefusedError):
-        await sandbox.exec(["no-such-program"])
+    missing = await sandbox.exec(["/no/such/program"])
+    assert (missing.exit_code, missing.stderr) == (127, "spore: /no/such/program: no such file\n")
+    with pytest.raises(spore.GuestRefusedError, match="working directory"):
+        await sandbox.exec("true", cwd="/nothing")
 
 
 async def test_a_checked_command_that_fails_says_so_with_its_last_words(api: Api, daemon: Fake) -> None:

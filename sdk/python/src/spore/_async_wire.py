@@ -232,6 +232,7 @@ class AsyncWebSocket:
                 del replies[: self._socket.send(replies)]
 
     async def _receive(self) -> bytes:
+        self._check_open()
         with self._using():
             data = await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)
         if not data:
@@ -239,14 +240,17 @@ class AsyncWebSocket:
         return data
 
     async def _send(self, data: bytes) -> None:
+        self._check_open()
         with self._using():
             await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ConnectionResetError("the stream was closed")
 
     @contextmanager
     def _using(self) -> Iterator[None]:
         """See to it that the socket stays open while the event loop watches it."""
-        if self._closing:
-            raise ConnectionResetError("the stream was closed")
         self._busy += 1
         try:
             yield

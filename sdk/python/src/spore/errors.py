@@ -170,7 +170,7 @@ class SandboxEndedError(SporeError):
 
 
 class GuestRefusedError(SporeError):
-    """The sandbox itself refused: a file that is not there, a command that cannot be started."""
+    """The sandbox itself refused: a file that is not there, a user that it does not have."""
 
     for_code = "guest_refused"
 

@@ -50,7 +50,7 @@ class ExecStream:
         """Give what it writes, as it comes, until it has ended.
 
         Raises:
-            GuestRefusedError: It could not be started.
+            GuestRefusedError: There is no such working directory or user.
             ConnectionLostError: The connection ended before it did.
         """
         while self.result is None:

@@ -159,7 +159,8 @@ class SandboxInfo:
 class ExecResult:
     """How a command ended, and what it wrote."""
 
-    #: As a shell has it: 128 and the signal's number if one killed it; 124 if the time limit did.
+    #: As a shell has it: 128 and the signal's number if one killed it; 124 if the time limit did; 127 if there is no
+    #: such program.
     exit_code: int
     #: Whether it was killed at its time limit.
     timed_out: bool

@@ -246,7 +246,7 @@ class Sandbox:
 
         Raises:
             CommandFailedError: Its exit code is not 0, and `check` was asked for.
-            GuestRefusedError: It could not be started.
+            GuestRefusedError: There is no such working directory or user.
             SandboxEndedError: The sandbox ended meanwhile.
         """
         request = commands.exec_request(
@@ -281,7 +281,7 @@ class Sandbox:
 
         Raises:
             CommandFailedError: Its exit code is not 0, and `check` was asked for.
-            GuestRefusedError: It could not be started.
+            GuestRefusedError: There is no such working directory or user.
             ConnectionLostError: The connection ended before the command did; that killed it.
         """
         with self.exec_interactive(command, env=env, cwd=cwd, user=user, timeout_seconds=timeout_seconds) as stream:

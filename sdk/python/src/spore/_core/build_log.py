@@ -52,5 +52,5 @@ class BuildLines:
         if message.type == "stepDone":
             return [f"{step} done in {(message.took_ms or 0) / 1000:.1f} s"]
         if message.type == "phase":
-            return [message.message or message.phase or ""]
+            return [": ".join(word for word in (message.phase, message.message) if word)]
         return []
