@@ -1,6 +1,8 @@
 //! Why a command did not do what it should, and how that is told.
 
-use serde_json::json;
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
 use spore_builder::base::{BaseError, RecipeError};
 use spore_builder::host::HostError;
 use spore_builder::import::ImportError;
@@ -9,6 +11,7 @@ use spore_snapshot::store::StoreError;
 use spore_vmm::guest::{GuestError, ResizeError};
 
 use crate::bench::BenchError;
+use crate::client::ClientError;
 use crate::demo::DemoError;
 use crate::ui;
 
@@ -16,9 +19,11 @@ use crate::ui;
 #[derive(Debug)]
 pub struct Failure {
     /// Stable code for programs.
-    code: &'static str,
+    code: Cow<'static, str>,
     /// One line (or a few, when a console's last lines are in it) for people.
     message: String,
+    /// What more there is for programs.
+    details: Map<String, Value>,
     exit: u8,
 }
 
@@ -30,19 +35,20 @@ const FAILED: u8 = 1;
 impl Failure {
     /// What was asked cannot be; nothing was started.
     pub fn refused(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            exit: REFUSED,
-        }
+        Self::new(code, message, REFUSED)
     }
 
     /// This host is at fault.
     pub fn internal(error: impl std::fmt::Display) -> Self {
+        Self::new(ErrorCode::Internal.as_str(), error.to_string(), FAILED)
+    }
+
+    fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>, exit: u8) -> Self {
         Self {
-            code: ErrorCode::Internal.as_str(),
-            message: error.to_string(),
-            exit: FAILED,
+            code: code.into(),
+            message: message.into(),
+            details: Map::new(),
+            exit,
         }
     }
 
@@ -60,10 +66,11 @@ impl Failure {
     /// Tells it on standard error.
     pub fn report(&self, as_json: bool) {
         if as_json {
-            ui::tell(format_args!(
-                "{}",
-                json!({"error": {"code": self.code, "message": self.message}})
-            ));
+            let mut error = json!({"code": self.code, "message": self.message});
+            if !self.details.is_empty() {
+                error["details"] = Value::Object(self.details.clone());
+            }
+            ui::tell(format_args!("{}", json!({"error": error})));
         } else {
             ui::tell(format_args!("spore: {}", self.message));
         }
@@ -72,11 +79,7 @@ impl Failure {
 
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        Self {
-            code: error.code().as_str(),
-            message: error.to_string(),
-            exit: error.exit_code(),
-        }
+        Self::new(error.code().as_str(), error.to_string(), error.exit_code())
     }
 }
 
@@ -94,11 +97,7 @@ impl From<RecipeError> for Failure {
     fn from(error: RecipeError) -> Self {
         match error {
             RecipeError::NoScripts { .. } => Self::refused("not_found", error.to_string()),
-            _ => Self {
-                code: "base_build_failed",
-                message: error.to_string(),
-                exit: FAILED,
-            },
+            _ => Self::new("base_build_failed", error.to_string(), FAILED),
         }
     }
 }
@@ -139,11 +138,7 @@ impl From<GuestError> for Failure {
             GuestError::Resize(_) => "insufficient_capacity",
             _ => ErrorCode::Internal.as_str(),
         };
-        Self {
-            code,
-            message: error.to_string(),
-            exit: FAILED,
-        }
+        Self::new(code, error.to_string(), FAILED)
     }
 }
 
@@ -171,6 +166,30 @@ impl From<DemoError> for Failure {
             DemoError::Store(error) => error.into(),
             DemoError::Busy(_) | DemoError::NotOurs(_) => Self::refused("conflict", error.to_string()),
             DemoError::File { .. } | DemoError::Recipe(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let message = error.to_string();
+        match error {
+            ClientError::Refused(refusal) => Self {
+                exit: match (refusal.status, refusal.code.as_str()) {
+                    // It was begun.
+                    (_, "cancelled") => FAILED,
+                    (400 | 404 | 409 | 413, _) | (_, "invalid_request") => REFUSED,
+                    _ => FAILED,
+                },
+                code: refusal.code.into(),
+                details: refusal.details,
+                message,
+            },
+            ClientError::NoDaemon(_) | ClientError::Connect { .. } => {
+                Self::new("daemon_unreachable", message, FAILED)
+            }
+            ClientError::BrokenOff(_) | ClientError::Wire(_) => Self::new("daemon_gone", message, FAILED),
+            ClientError::Answer(_) | ClientError::Local(_) => Self::internal(message),
         }
     }
 }

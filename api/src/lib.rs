@@ -1,17 +1,19 @@
 //! `spore`: builds images in VMs, and runs commands in forks of them.
 //!
 //! `cli` is what may be said, `cmd` does it, `demo` is the demonstration, `bench` measures, `ui` is how it looks to a
-//! person. What a program is to read goes to standard output; progress, logs and errors go to standard error.
+//! person, `client` talks to the daemon. What a program is to read goes to standard output; progress, logs and errors go to standard error.
 //! A library only so that tests can use [`leftovers`].
 
 mod bench;
 mod cli;
+mod client;
 mod cmd;
 mod demo;
 mod failure;
 mod interrupt;
 pub mod leftovers;
 mod network;
+mod terminal;
 mod timeline;
 mod ui;
 

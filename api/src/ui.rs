@@ -27,13 +27,64 @@ pub fn unix_seconds(time: SystemTime) -> u64 {
 
 /// How long ago `unix_seconds` was.
 pub fn age(unix_seconds: u64) -> String {
-    match self::unix_seconds(SystemTime::now()).saturating_sub(unix_seconds) {
-        s @ 0..60 => format!("{s}s ago"),
-        s @ 60..3600 => format!("{}m ago", s / 60),
-        s @ 3600..86400 => format!("{}h ago", s / 3600),
-        s => format!("{}d ago", s / 86400),
+    let past = self::unix_seconds(SystemTime::now()).saturating_sub(unix_seconds);
+    format!("{} ago", span(past))
+}
+
+/// How long it is until `unix_seconds`.
+pub fn until(unix_seconds: u64) -> String {
+    let left = unix_seconds.saturating_sub(self::unix_seconds(SystemTime::now()));
+    format!("in {}", span(left))
+}
+
+/// A number of seconds in its largest unit.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        s @ 0..60 => format!("{s}s"),
+        s @ 60..3600 => format!("{}m", s / 60),
+        s @ 3600..86400 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86400),
     }
 }
+
+/// A time in milliseconds since 1970-01-01 UTC as RFC 3339 has it.
+pub fn utc(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000, unix_ms % 1000);
+    let (mut day, time) = (seconds / 86400, seconds % 86400);
+    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    // Years are many only where a daemon's clock is absurd.
+    let mut year = 1970 + day / 146_097 * 400;
+    day %= 146_097;
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < days {
+            break;
+        }
+        day -= days;
+        month += 1;
+    }
+    format!(
+        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}.{ms:03}Z",
+        day + 1,
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
+}
+
+/// The digits of an id that a table shows; a name stays whole.
+pub fn short(id: &str) -> &str {
+    let digits = id.len() > SHORT && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits { &id[..SHORT] } else { id }
+}
+
+/// Digits of an id in a table.
+const SHORT: usize = 12;
 
 /// A duration to a tenth of a second, or in milliseconds when it is short.
 pub fn took(duration: Duration) -> String {
@@ -42,6 +93,11 @@ pub fn took(duration: Duration) -> String {
     } else {
         format!("{:.1} s", duration.as_secs_f64())
     }
+}
+
+/// Microseconds.
+pub fn micros(us: u64) -> Duration {
+    Duration::from_micros(us)
 }
 
 /// A line on standard output. Where nobody reads any more there is nobody to tell, and that is no failure;
@@ -174,10 +230,12 @@ impl Drop for BuildProgress {
 
 /// Guest output without what could drive a terminal.
 fn printable(line: &[u8]) -> String {
-    String::from_utf8_lossy(line)
-        .chars()
-        .filter(|c| *c == '\t' || !c.is_control())
-        .collect()
+    harmless(&String::from_utf8_lossy(line))
+}
+
+/// A line without what could drive a terminal.
+pub fn harmless(line: &str) -> String {
+    line.chars().filter(|c| *c == '\t' || !c.is_control()).collect()
 }
 
 impl Observer for BuildProgress {
@@ -235,6 +293,22 @@ mod tests {
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(34 << 20), "34.0 MiB");
         assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn instants_are_told_in_utc() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(utc(951_782_399_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(utc(1_735_689_599_000), "2024-12-31T23:59:59.000Z");
+        assert_eq!(utc(4_107_542_400_000), "2100-03-01T00:00:00.000Z");
+        assert!(utc(u64::MAX).ends_with('Z'));
+    }
+
+    #[test]
+    fn only_digits_are_shortened() {
+        assert_eq!(short("0123456789abcdef"), "0123456789ab");
+        assert_eq!(short("a-name-that-is-long"), "a-name-that-is-long");
     }
 
     #[test]

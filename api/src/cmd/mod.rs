@@ -4,18 +4,28 @@ mod base;
 mod bench;
 mod build;
 mod cache;
+mod checkpoint;
+mod cp;
 mod demo;
 mod doctor;
+mod events;
+mod exec;
+mod generate;
 mod image;
+mod node;
 mod run;
+mod sandbox;
 mod serve;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use spore_builder::Host;
 
+use crate::cli::remote::Remote;
 use crate::cli::{Cli, Command, Global};
+use crate::client::{Answer, Client};
 use crate::failure::Failure;
 use crate::ui;
 
@@ -32,6 +42,57 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Demo(args) => demo::run(&cli.global, args),
         Command::Doctor => doctor::run(&cli.global),
         Command::Serve(args) => serve::run(&cli.global, args),
+        Command::Remote(remote) => ask(&cli.global, remote),
+        Command::Completions { shell } => generate::completions(*shell),
+        Command::Man(args) => generate::manual(args),
+    }
+}
+
+/// Asks the daemon.
+fn ask(global: &Global, remote: &Remote) -> Result<ExitCode, Failure> {
+    let daemon = Daemon {
+        client: Client::new(&global.socket)?,
+        json: global.json,
+        verbose: global.verbose > 0,
+    };
+    match remote {
+        Remote::Exec(args) => return exec::run(&daemon, args),
+        Remote::Create(args) => sandbox::create(&daemon, args),
+        Remote::Ps(args) => sandbox::list(&daemon, args),
+        Remote::Cp(args) => cp::run(&daemon, args),
+        Remote::Resize { id, memory } => sandbox::resize(&daemon, id, *memory),
+        Remote::Fork(args) => sandbox::fork(&daemon, args),
+        Remote::Checkpoint(args) => checkpoint::take(&daemon, args),
+        Remote::Checkpoints { action } => checkpoint::run(&daemon, action.as_ref()),
+        Remote::Pause { id } => sandbox::act(&daemon, id, "pause"),
+        Remote::Resume { id } => sandbox::act(&daemon, id, "resume"),
+        Remote::Rm { ids, all } => sandbox::remove(&daemon, ids, *all),
+        Remote::Logs { id } => sandbox::logs(&daemon, id),
+        Remote::Host { action } => node::run(&daemon, action.as_ref()),
+        Remote::Events { after } => events::follow(&daemon, *after),
+        Remote::Top { once } => top::run(&daemon, *once),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon, and how its answers are told.
+struct Daemon {
+    client: Client,
+    json: bool,
+    verbose: bool,
+}
+
+impl Daemon {
+    /// Prints an answer as it came, for programs, or understands it for `told`.
+    fn tell<T: serde::de::DeserializeOwned>(
+        &self,
+        answer: &Answer<T>,
+        told: impl FnOnce(T) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if self.json {
+            return ui::line(format_args!("{}", answer.text.trim_end()));
+        }
+        told(answer.value()?)
     }
 }
 

@@ -21,11 +21,11 @@ use crate::timeline::Timeline;
 use crate::ui::{self, BuildProgress};
 
 /// `spore run` itself failed; the same number as docker's.
-const OWN_FAILURE: u8 = 125;
+pub(super) const OWN_FAILURE: u8 = 125;
 /// The time limit; the same number as timeout(1)'s.
 const TIMED_OUT: u8 = 124;
 /// 128 and SIGPIPE, of which a program dies whose output nobody reads.
-const NO_READER: u8 = 141;
+pub(super) const NO_READER: u8 = 141;
 /// How long a fork may take to its agent's first answer.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 

@@ -18,7 +18,7 @@ pub fn run(global: &Global, args: &Serve) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let config = Config {
-        socket: std::path::absolute(&args.socket).map_err(Failure::internal)?,
+        socket: std::path::absolute(&global.socket).map_err(Failure::internal)?,
         data: data_dir(global)?,
         cache: cache_dir(global)?,
         kernel: global.kernel.clone(),

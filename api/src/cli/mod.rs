@@ -1,8 +1,11 @@
 //! The command line.
 
+pub mod remote;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use ipnet::Ipv4Net;
 use spore_network::Policy;
 
@@ -10,7 +13,7 @@ use crate::bench::source::Arm;
 
 /// Build big, sleep small, wake instantly, grow on demand: images built in VMs, forked in milliseconds.
 #[derive(Debug, Parser)]
-#[command(name = "spore", version, max_term_width = 100)]
+#[command(name = "spore", version, max_term_width = 100, after_help = WHO_DOES_IT)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -19,6 +22,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+const WHO_DOES_IT: &str = "create, ps, exec, cp, resize, fork, checkpoint, checkpoints, pause, resume, rm, logs, host, \
+events and top ask the daemon (`spore serve`). build, images, image, cache, base, run, demo and bench work without it, \
+on the same data directory: what one of them builds, the daemon has at once.";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -38,6 +45,15 @@ pub struct Global {
         default_value = "172.30.0.0/16"
     )]
     pub network_range: Ipv4Net,
+    /// Where the daemon listens
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SPORE_SOCKET",
+        default_value = "/run/spore/spore.sock"
+    )]
+    pub socket: PathBuf,
     /// Boot this kernel (uncompressed ELF or bzImage) instead of ours
     #[arg(long, global = true, value_name = "FILE", env = "SPORE_KERNEL")]
     pub kernel: Option<PathBuf>,
@@ -52,9 +68,9 @@ pub struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Build an image from a manifest
+    /// Build an image from a manifest, without the daemon
     Build(Build),
-    /// List images
+    /// List images, without the daemon
     Images,
     /// Work with one image
     #[command(subcommand)]
@@ -65,7 +81,7 @@ pub enum Command {
     /// Work with the bases that images start from
     #[command(subcommand)]
     Base(Base),
-    /// Run a command in a fork of an image
+    /// Run a command in a fork of an image, without the daemon
     Run(Run),
     /// Show the whole idea at work, with proofs
     Demo(Demo),
@@ -76,19 +92,23 @@ pub enum Command {
     Doctor,
     /// Run the host daemon: HTTP on a Unix socket
     Serve(Serve),
+    /// What is asked of the daemon.
+    #[command(flatten)]
+    Remote(remote::Remote),
+    /// Print a shell's completions
+    Completions {
+        /// Which shell's
+        shell: Shell,
+    },
+    /// Print the manual page, or write those of all commands
+    Man(remote::Man),
 }
 
 /// Run the host daemon: HTTP on a Unix socket. Stopped by SIGTERM or SIGINT.
+///
+/// It listens at `--socket`; a socket from systemd is used instead if there is one.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Where it listens; a socket from systemd is used instead if there is one
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "SPORE_SOCKET",
-        default_value = "/run/spore/spore.sock"
-    )]
-    pub socket: PathBuf,
     /// Memory kept for the host itself, in MiB
     #[arg(long, value_name = "MB", default_value_t = 1024)]
     pub reserve: u64,
@@ -122,7 +142,7 @@ fn overcommit(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Build an image from a manifest.
+/// Build an image from a manifest. Without the daemon, into the data directory it shares.
 #[derive(Debug, Args)]
 pub struct Build {
     /// The manifest, a JSON file; `-` for standard input
