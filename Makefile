@@ -1,7 +1,8 @@
 # Building, testing and trying Spore. `make help` lists the targets.
 #
 # Variables: SPORE_CACHE (kernels and bases; nothing of it is in the tree), CARGO_TARGET_DIR,
-# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BASE_FLAGS, BENCH_DIR.
+# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BASE_FLAGS, BENCH_DIR,
+# MATRIX_FLAGS.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,11 +18,12 @@ CARGOFLAGS ?=
 DEMO_FLAGS ?=
 BASE_FLAGS ?=
 BENCH_DIR ?=
+MATRIX_FLAGS ?=
 target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
 shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh guest/bases/lib/*.sh)
 
-.PHONY: help setup kernel base base-debian build build-release build-dev demo bench test test-setup lint unit fuzz guest-test soak clean
+.PHONY: help setup kernel base base-debian build build-release build-dev demo bench matrix test test-setup lint unit fuzz guest-test soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +53,9 @@ demo: setup kernel base build-release ## all set-up, then the whole idea on real
 
 bench: setup kernel base build-release ## all set-up, then every benchmark; prints Markdown tables (BENCH_DIR keeps the raw results)
 	SPORE=$(target)/release/spore bench/run.sh $(BENCH_DIR)
+
+matrix: setup kernel base-debian build-release ## all set-up, then a step of every kind, built and forked at many sizes; half an hour and more (MATRIX_FLAGS="--builds 1024 --floors 512 --sizes 1024")
+	$(target)/release/spore bench matrix $(MATRIX_FLAGS)
 
 test: test-setup lint unit fuzz guest-test ## all set-up, then every check and every test
 

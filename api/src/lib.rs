@@ -12,6 +12,7 @@ mod failure;
 mod interrupt;
 pub mod leftovers;
 mod network;
+mod scratch;
 mod timeline;
 mod ui;
 
