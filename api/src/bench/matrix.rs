@@ -170,7 +170,6 @@ pub fn run(
             kept_kib: kept.unwrap_or_default(),
         });
     }
-    drop(run);
     report.host = report.host.after();
     Ok(report)
 }
