@@ -1,7 +1,8 @@
 # Building, testing and trying Spore. `make help` lists the targets.
 #
 # Variables: SPORE_CACHE (kernels and bases; nothing of it is in the tree), CARGO_TARGET_DIR,
-# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BASE_FLAGS, BENCH_DIR.
+# CARGOFLAGS (for every cargo call, e.g. --locked), DEMO_FLAGS, BASE_FLAGS, BENCH_DIR,
+# MATRIX_FLAGS.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,11 +18,12 @@ CARGOFLAGS ?=
 DEMO_FLAGS ?=
 BASE_FLAGS ?=
 BENCH_DIR ?=
+MATRIX_FLAGS ?=
 target := $(abspath $(or $(CARGO_TARGET_DIR),target))
 programs := -p spore-api -p spore-vmm
 shell_scripts := .ci/run $(wildcard bench/*.sh scripts/*.sh guest/kernel/*.sh guest/bases/*.sh guest/bases/lib/*.sh)
 
-.PHONY: help setup kernel base base-debian build build-release build-dev demo bench test test-setup lint unit sdk-typescript fuzz guest-test soak clean
+.PHONY: help setup kernel base base-debian build build-release build-dev demo bench matrix test test-setup lint unit sdk-python sdk-typescript fuzz guest-test daemon-test soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +54,10 @@ demo: setup kernel base build-release ## all set-up, then the whole idea on real
 bench: setup kernel base build-release ## all set-up, then every benchmark; prints Markdown tables (BENCH_DIR keeps the raw results)
 	SPORE=$(target)/release/spore bench/run.sh $(BENCH_DIR)
 
-test: test-setup lint unit sdk-typescript fuzz guest-test ## all set-up, then every check and every test
+matrix: setup kernel base-debian build-release ## all set-up, then a step of every kind, built and forked at many sizes; half an hour and more (MATRIX_FLAGS="--builds 1024 --floors 512 --sizes 1024")
+	$(target)/release/spore bench matrix $(MATRIX_FLAGS)
+
+test: test-setup lint unit fuzz guest-test daemon-test ## all set-up, then every check and every test
 
 # Without KVM no guest runs, and what only guests need is not asked for.
 test-setup:
@@ -89,6 +94,15 @@ guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and
 	fi
 	SPORE_VM=$(target)/debug/spore-vm env $$(! scripts/registry-usable.sh || echo SPORE_REGISTRY=1) \
 		$(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
+
+# Without KVM there is no daemon, and the SDKs meet only servers of their own tests.
+daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon
+	@if scripts/kvm-usable.sh; then \
+		$(MAKE) --no-print-directory kernel base build-dev && scripts/daemon-test.sh $(target)/debug; \
+	else \
+		printf '\n*** SKIPPED: no usable KVM: the SDKs meet no real daemon, and the interface is not fuzzed.\n\n'; \
+		$(MAKE) --no-print-directory sdk-python sdk-typescript; \
+	fi
 
 # The walk that guest-test has for a minute. SPORE_SOAK_SEED repeats one.
 soak: kernel base build-dev ## ten minutes of random forks, growth, checkpoints and kills against a model (SPORE_SOAK_SECONDS)

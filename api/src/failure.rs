@@ -13,6 +13,7 @@ use spore_vmm::guest::{GuestError, ResizeError};
 use crate::bench::BenchError;
 use crate::client::ClientError;
 use crate::demo::DemoError;
+use crate::scratch::ScratchError;
 use crate::ui;
 
 /// A failure of `spore` itself. Commands in guests have exit codes of their own.
@@ -153,6 +154,7 @@ impl From<BenchError> for Failure {
             BenchError::File { .. }
             | BenchError::WrongOrigin { .. }
             | BenchError::NoShells { .. }
+            | BenchError::Wrong(_)
             | BenchError::Worker(_) => Self::internal(error),
         }
     }
@@ -164,8 +166,17 @@ impl From<DemoError> for Failure {
             DemoError::Build(error) => error.into(),
             DemoError::Host(error) => error.into(),
             DemoError::Store(error) => error.into(),
-            DemoError::Busy(_) | DemoError::NotOurs(_) => Self::refused("conflict", error.to_string()),
-            DemoError::File { .. } | DemoError::Recipe(_) => Self::internal(error),
+            DemoError::Scratch(error) => error.into(),
+            DemoError::Recipe(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<ScratchError> for Failure {
+    fn from(error: ScratchError) -> Self {
+        match error {
+            ScratchError::Busy(_) | ScratchError::NotOurs(_) => Self::refused("conflict", error.to_string()),
+            ScratchError::File { .. } => Self::internal(error),
         }
     }
 }

@@ -13,6 +13,7 @@ mod failure;
 mod interrupt;
 pub mod leftovers;
 mod network;
+mod scratch;
 mod terminal;
 mod timeline;
 mod ui;

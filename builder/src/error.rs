@@ -27,6 +27,8 @@ pub enum ErrorCode {
     BuildFailed,
     /// `build_oom`: a step ran out of the build VM's memory.
     BuildOom,
+    /// `build_disk_full`: a step found no room on the guest's disk.
+    BuildDiskFull,
     /// `cancelled`: the caller stopped it.
     Cancelled,
     /// `guest_unreachable`: the agent in a VM did not answer in time.
@@ -44,6 +46,7 @@ impl ErrorCode {
             ErrorCode::BaseDamaged => "base_damaged",
             ErrorCode::BuildFailed => "build_failed",
             ErrorCode::BuildOom => "build_oom",
+            ErrorCode::BuildDiskFull => "build_disk_full",
             ErrorCode::Cancelled => "cancelled",
             ErrorCode::GuestUnreachable => "guest_unreachable",
             ErrorCode::Internal => "internal",
@@ -103,6 +106,23 @@ pub enum BuildError {
         /// The last lines of the step's output, each after a line break; empty if there were none.
         tail: String,
     },
+    /// A step found no room on the guest's disk.
+    #[error(
+        "steps[{step}] ({label}) found the disk full: it has diskMB {disk_mb}, of which {free_mb} MiB are free now; set \
+         diskMB higher{tail}"
+    )]
+    DiskFull {
+        /// The step, from 0.
+        step: usize,
+        /// The step or the one of its commands that failed, on one line.
+        label: String,
+        /// What the disk has, in MiB.
+        disk_mb: u64,
+        /// What of it is free after the step failed, in MiB: it may have cleaned up.
+        free_mb: u64,
+        /// The last lines of the step's output, each after a line break; empty if there were none.
+        tail: String,
+    },
     /// The caller stopped it.
     #[error("cancelled")]
     Cancelled,
@@ -156,6 +176,7 @@ impl BuildError {
             BuildError::Base(_) => ErrorCode::BaseDamaged,
             BuildError::StepFailed { .. } | BuildError::NotIntact { .. } => ErrorCode::BuildFailed,
             BuildError::OutOfMemory { .. } => ErrorCode::BuildOom,
+            BuildError::DiskFull { .. } => ErrorCode::BuildDiskFull,
             BuildError::Cancelled => ErrorCode::Cancelled,
             BuildError::Guest(GuestError::Unreachable { .. }) => ErrorCode::GuestUnreachable,
             BuildError::HostMemory(_)
@@ -198,5 +219,22 @@ mod tests {
              largest process had 190; set builderMemoryMB higher\n  cc x.c"
         );
         assert_eq!((error.code().as_str(), error.exit_code()), ("build_oom", 1));
+    }
+
+    #[test]
+    fn a_full_disk_names_the_field_to_raise() {
+        let error = BuildError::DiskFull {
+            step: 1,
+            label: "apt-get install".to_owned(),
+            disk_mb: 4096,
+            free_mb: 2,
+            tail: String::new(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "steps[1] (apt-get install) found the disk full: it has diskMB 4096, of which 2 MiB are free now; set \
+             diskMB higher"
+        );
+        assert_eq!((error.code().as_str(), error.exit_code()), ("build_disk_full", 1));
     }
 }

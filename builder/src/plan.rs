@@ -212,11 +212,11 @@ const APT_OPTIONS: [&str; 9] = [
     "-oAcquire::GzipIndexes=false",
     // Everything in a build VM is the image's own; another user for downloads only costs.
     "-oAPT::Sandbox::User=root",
-    // A mirror that does not answer is an error, and soon: apt-get would go on with what it has.
+    // A mirror that does not answer is an error, and within a minute: apt-get would go on with what it has.
     "-oAPT::Update::Error-Mode=any",
-    "-oAcquire::http::Timeout=30",
-    "-oAcquire::https::Timeout=30",
-    "-oAcquire::Retries=2",
+    "-oAcquire::http::Timeout=20",
+    "-oAcquire::https::Timeout=20",
+    "-oAcquire::Retries=1",
     // A package that does not exist is an error: without this apt-get takes a name with a `.` for a regular expression
     // and installs whatever matches.
     "-oAPT::Cmd::Pattern-Only=true",

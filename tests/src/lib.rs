@@ -4,7 +4,7 @@
 //! takes and nothing of what is tested: [`host`] finds the programs and files of this machine, [`harness`] runs
 //! the tests and looks afterwards that nothing is left, [`data`] is where everything of a run lies, [`left`]
 //! finds processes, sockets and mounts, [`role`] runs part of a test in a process of its own, [`sandbox`] is a
-//! guest with its agent, [`hold`], [`stall`] and [`witness`] are programs that run in guests.
+//! guest with its agent, [`wire`] a network with an internet, [`archive`] packages for it to serve, [`hold`], [`stall`] and [`witness`] are programs that run in guests.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
     reason = "only tests use this, and a test may panic"
 )]
 
+pub mod archive;
 pub mod data;
 pub mod harness;
 pub mod hold;

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,21 +15,40 @@ use crate::role::{self, Player};
 pub const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The internet's.
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-/// Where the internet says who asks, as HTTP.
+/// Where the internet serves what is in [`FILES`], and else says who asks, as HTTP.
 pub const HTTP: u16 = 80;
 /// Where it says back what it hears, for as long as it hears something.
 pub const ECHO: u16 = 7;
+
+/// What the internet serves: this directory of what it was started with.
+pub const FILES: &str = "archive";
 
 fn ip(line: &str) {
     let status = Command::new("ip").args(line.split(' ')).status().unwrap();
     assert!(status.success(), "ip {line}");
 }
 
+/// Makes the internet silent, as one that drops whatever comes, or lets it answer again.
+pub fn silence(internet: &Player, silent: bool) {
+    let namespace = format!("--net=/proc/{}/ns/net", internet.pid());
+    let rules: &[&str] = match silent {
+        true => &[
+            "add table inet silence",
+            "add chain inet silence in { type filter hook input priority 0; policy drop; }",
+        ],
+        false => &["delete table inet silence"],
+    };
+    for rule in rules {
+        let status = Command::new("nsenter").args([&namespace, "nft", rule]).status();
+        assert!(status.unwrap().success(), "nft {rule}");
+    }
+}
+
 /// Makes the namespace of this process a host with an uplink, and starts the role `internet` at its other end.
-pub fn host(store: &std::path::Path) -> Player {
+pub fn host(root: &Path) -> Player {
     ip("link set lo up");
     ip("link add up0 type veth peer name up1");
-    let mut internet = role::start_through(&["unshare", "--net"], "internet", store);
+    let mut internet = role::start_through(&["unshare", "--net"], "internet", root);
     assert_eq!(internet.line(), "here");
     ip(&format!("link set up1 netns {}", internet.pid()));
     ip(&format!("addr add {HOST}/24 dev up0"));
@@ -39,7 +59,7 @@ pub fn host(store: &std::path::Path) -> Player {
 }
 
 /// The internet: configures the end of the wire that it is given, and serves until it is killed.
-pub fn internet(_: &std::path::Path) {
+pub fn internet(root: &Path) {
     println!("here");
     let given = || {
         Command::new("ip")
@@ -61,12 +81,14 @@ pub fn internet(_: &std::path::Path) {
     std::thread::spawn(move || for_each(&echo, say_back));
     let http = TcpListener::bind(("0.0.0.0", HTTP)).unwrap();
     println!("listening");
-    for_each(&http, say_who);
+    let files = root.join(FILES);
+    for_each(&http, move |stream| answer(stream, &files));
 }
 
-fn for_each(listener: &TcpListener, serve: fn(TcpStream)) {
+fn for_each(listener: &TcpListener, serve: impl Fn(TcpStream) + Clone + Send + 'static) {
     for stream in listener.incoming() {
         let stream = stream.unwrap();
+        let serve = serve.clone();
         std::thread::spawn(move || serve(stream));
     }
 }
@@ -80,7 +102,7 @@ fn say_back(mut stream: TcpStream) {
     }
 }
 
-fn say_who(mut stream: TcpStream) {
+fn answer(mut stream: TcpStream, files: &Path) {
     let peer = stream.peer_addr().unwrap();
     let mut request = Vec::new();
     let mut bytes = [0; 512];
@@ -90,7 +112,13 @@ fn say_who(mut stream: TcpStream) {
             _ => return,
         }
     }
-    let body = format!("hello {}\n", peer.ip());
-    let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-    let _ = stream.write_all((head + &body).as_bytes());
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let asked = request.split(' ').nth(1).unwrap_or_default();
+    let (status, body) = match std::fs::read(files.join(asked.trim_start_matches(['/', '.']))) {
+        Ok(bytes) => ("200 OK", bytes),
+        Err(_) if files.exists() => ("404 Not Found", Vec::new()),
+        Err(_) => ("200 OK", format!("hello {}\n", peer.ip()).into_bytes()),
+    };
+    let head = format!("HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+    let _ = stream.write_all(&[head.as_bytes(), &body].concat());
 }

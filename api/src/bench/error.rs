@@ -50,6 +50,9 @@ pub enum BenchError {
     /// What was asked cannot be measured.
     #[error("{0}")]
     Refused(String),
+    /// Something is not as it should be.
+    #[error("{0}")]
+    Wrong(String),
     /// The program in the guest.
     #[error("in the guest: {0}")]
     Worker(String),

@@ -6,7 +6,8 @@
 //!
 //! [`source`] makes forks, of which a pool hit is never called a fork; [`fork`], [`live_fork`], [`grow`] and
 //! [`checkpoint`] measure, [`stats`] makes percentiles of it, and [`render`] is for people. [`worker`] is the program
-//! that guests work with, [`image`] what is forked unless something else is said.
+//! that guests work with, [`image`] what is forked unless something else is said. [`matrix`] is less about time: it
+//! builds, finalizes and forks with everything there is, and stops at the first thing that is wrong.
 
 pub mod checkpoint;
 mod cold;
@@ -16,6 +17,7 @@ pub mod grow;
 pub mod host;
 pub mod image;
 pub mod live_fork;
+pub mod matrix;
 mod proc;
 pub mod render;
 pub mod source;

@@ -1,5 +1,6 @@
 //! Reports as a person reads them.
 
+use std::cmp::Ordering;
 use std::fmt::Write;
 
 use super::checkpoint::SaveReport;
@@ -7,6 +8,7 @@ use super::fork::ForkReport;
 use super::grow::GrowReport;
 use super::host::HostReport;
 use super::live_fork::LiveForkReport;
+use super::matrix::MatrixReport;
 use super::proc::Memory;
 use super::stats::Percentiles;
 use crate::ui;
@@ -24,6 +26,14 @@ impl Page {
     fn table(&mut self, header: &[&str], rows: &[Vec<String>]) {
         for words in ui::layout(header, rows) {
             self.line(format_args!("{words}"));
+        }
+        self.line(format_args!(""));
+    }
+
+    fn markdown(&mut self, header: &[String], rows: impl Iterator<Item = Vec<String>>) {
+        let rule = vec!["---".to_owned(); header.len()];
+        for cells in [header.to_vec(), rule].into_iter().chain(rows) {
+            self.line(format_args!("| {} |", cells.join(" | ")));
         }
         self.line(format_args!(""));
     }
@@ -227,6 +237,78 @@ pub fn checkpoint(report: &SaveReport) -> String {
     page.table(&PERCENTILES, &rows);
     page.host(&report.host);
     page.0
+}
+
+/// The matrix, as Markdown.
+pub fn matrix(report: &MatrixReport) -> String {
+    let mut page = Page::default();
+    page.line(format_args!(
+        "A step of every kind on base {}. Seconds.",
+        report.base
+    ));
+    page.line(format_args!(""));
+    let mut header = vec!["builderMemoryMB".to_owned(), "boot".to_owned()];
+    if let Some(build) = report.builds.first() {
+        header.extend(build.steps.iter().map(|step| step.label.clone()));
+    }
+    header.push("finalize, at".to_owned());
+    let builds = report.builds.iter().map(|build| {
+        let mut cells = vec![build.builder_memory_mb.to_string(), seconds(build.boot_seconds)];
+        cells.extend(build.steps.iter().map(|step| seconds(step.seconds)));
+        cells.push(format!("{}, {}", seconds(build.finalize_seconds), build.floor_mb));
+        cells
+    });
+    page.markdown(&header, builds);
+    let header = [
+        "floor (MiB)",
+        "finalize (s)",
+        "checkpoint on disk",
+        "kept by the kernel",
+    ];
+    let floors = report.floors.iter().map(|floor| {
+        vec![
+            floor.floor_mb.to_string(),
+            seconds(floor.finalize_seconds),
+            ui::bytes(floor.disk_bytes),
+            ui::bytes(floor.kept_kib << 10),
+        ]
+    });
+    page.markdown(&header.map(str::to_owned), floors);
+    let header = [
+        "builderMemoryMB",
+        "floor",
+        "asked",
+        "granted",
+        "",
+        "MemTotal (KiB)",
+        "grown in (s)",
+        "all in (s)",
+    ];
+    let forks = report.forks.iter().map(|fork| {
+        let memory = &fork.memory;
+        let what = match memory.requested_mb.cmp(&memory.floor_mb) {
+            Ordering::Less => "clamped up",
+            Ordering::Equal => "as it is",
+            Ordering::Greater => "grown",
+        };
+        vec![
+            fork.builder_memory_mb.to_string(),
+            memory.floor_mb.to_string(),
+            memory.requested_mb.to_string(),
+            memory.granted_mb.to_string(),
+            what.to_owned(),
+            fork.mem_total_kib.to_string(),
+            seconds(f64::from(u32::try_from(memory.took_ms).unwrap_or(u32::MAX)) / 1e3),
+            seconds(fork.seconds),
+        ]
+    });
+    page.markdown(&header.map(str::to_owned), forks);
+    page.host(&report.host);
+    page.0
+}
+
+fn seconds(seconds: f64) -> String {
+    format!("{seconds:.1}")
 }
 
 #[cfg(test)]

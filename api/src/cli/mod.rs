@@ -332,6 +332,33 @@ pub enum Bench {
         #[arg(long, value_name = "MB,…", value_delimiter = ',', default_value = "0,256,800")]
         touched: Vec<u32>,
     },
+    /// A step of every kind, built, finalized and forked at many sizes; stops at the first thing that is wrong
+    Matrix {
+        /// Memory of build VMs, in MiB
+        #[arg(
+            long,
+            value_name = "MB,…",
+            value_delimiter = ',',
+            default_value = "1024,4096,8192"
+        )]
+        builds: Vec<u32>,
+        /// Memory at rest, in MiB
+        #[arg(
+            long,
+            value_name = "MB,…",
+            value_delimiter = ',',
+            default_value = "512,1024,2048"
+        )]
+        floors: Vec<u32>,
+        /// What forks of each floor ask for, in MiB, beside half of their floor
+        #[arg(
+            long,
+            value_name = "MB,…",
+            value_delimiter = ',',
+            default_value = "1024,2048,4096,8192,16384"
+        )]
+        sizes: Vec<u32>,
+    },
 }
 
 /// What is measured.

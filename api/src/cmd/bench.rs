@@ -5,21 +5,24 @@ use std::process::ExitCode;
 use serde::Serialize;
 use spore_builder::Host;
 
-use super::{host, print_json};
+use super::{data_dir, host, host_in, print_json};
 use crate::bench::checkpoint::{self, SavePlan};
 use crate::bench::fork::{self, ForkPlan};
 use crate::bench::image::{Target, Wanted};
 use crate::bench::live_fork::{self, LiveForkPlan};
+use crate::bench::matrix::{self, MatrixPlan};
 use crate::bench::{grow, render};
 use crate::cli::{Bench, BenchFork, BenchOf, Global};
 use crate::failure::Failure;
+use crate::interrupt::cancel_on_signal;
+use crate::scratch::Scratch;
 use crate::ui;
 
 /// Runs a benchmark and prints what came of it.
 pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
-    let host = host(global)?;
+    let host = || host(global);
     match args {
-        Bench::Fork(args) => forks(global, &host, args),
+        Bench::Fork(args) => forks(global, &host()?, args),
         Bench::LiveFork {
             of,
             cpus,
@@ -30,6 +33,7 @@ pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
                 count: usize::from(*count),
                 touched_mb: touched.clone(),
             };
+            let host = host()?;
             let target = find(&host, of, *cpus)?;
             let report = live_fork::run(&host, &target, *cpus, &plan, &mut say)?;
             let failed = !report.errors.is_empty();
@@ -37,6 +41,7 @@ pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
             Ok(ExitCode::from(u8::from(failed)))
         }
         Bench::Grow { of, sizes } => {
+            let host = host()?;
             let report = grow::run(&host, &find(&host, of, 1)?, sizes, &mut say)?;
             show(global, &report, render::grow)?;
             Ok(ExitCode::from(u8::from(report.error.is_some())))
@@ -46,8 +51,31 @@ pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
                 count: usize::from(*count),
                 touched_mb: touched.clone(),
             };
+            let host = host()?;
             let report = checkpoint::run(&host, &find(&host, of, 1)?, &plan, &mut say)?;
             show(global, &report, render::checkpoint)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Bench::Matrix {
+            builds,
+            floors,
+            sizes,
+        } => {
+            let plan = MatrixPlan {
+                builds_mb: builds.clone(),
+                floors_mb: floors.clone(),
+                sizes_mb: sizes.clone(),
+            };
+            // In a data directory of its own, which goes again.
+            let scratch = Scratch::take(&data_dir(global)?, "matrix")?;
+            let host = host_in(global, scratch.path())?;
+            let report = matrix::run(&host, &plan, &cancel_on_signal()?, &mut say)?;
+            drop(host);
+            let left = scratch.remove();
+            if !left.is_empty() {
+                return Err(Failure::internal(format!("left behind: {}", left.join(", "))));
+            }
+            show(global, &report, render::matrix)?;
             Ok(ExitCode::SUCCESS)
         }
     }

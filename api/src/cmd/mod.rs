@@ -18,7 +18,7 @@ mod sandbox;
 mod serve;
 mod top;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use spore_builder::Host;
@@ -126,7 +126,12 @@ fn cache_dir(global: &Global) -> Result<PathBuf, Failure> {
 }
 
 fn host(global: &Global) -> Result<Host, Failure> {
-    let host = Host::open(&data_dir(global)?, &cache_dir(global)?, global.kernel.as_deref())?;
+    host_in(global, &data_dir(global)?)
+}
+
+/// With another data directory than the user's.
+fn host_in(global: &Global, data: &Path) -> Result<Host, Failure> {
+    let host = Host::open(data, &cache_dir(global)?, global.kernel.as_deref())?;
     Ok(host.with_network(spore_network::Config {
         range: global.network_range,
         ..spore_network::Config::default()

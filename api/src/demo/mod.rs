@@ -2,7 +2,7 @@
 //!
 //! It builds an image whose steps leave proof of each, shows that the build needs its memory, forks the
 //! result at several sizes, and looks at the end that nothing is left. All of it happens in a data directory
-//! of its own ([`scratch`]): no cache falsifies it, and it touches no image of the user's.
+//! of its own ([`crate::scratch`]): no cache falsifies it, and it touches no image of the user's.
 //!
 //! [`recipe`] is what is built, [`forks`] does with each fork what [`proofs`] and [`fill`] have to say about
 //! it, [`report`] is what came of it, for programs, and [`render`] for people.
@@ -14,7 +14,6 @@ mod proofs;
 mod recipe;
 mod render;
 mod report;
-mod scratch;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,10 +26,10 @@ pub use render::render;
 pub use report::Report;
 
 use crate::leftovers;
+use crate::scratch::Scratch;
 use crate::ui::BuildProgress;
 use recipe::Recipe;
 use report::{BuildReport, FinalizeReport, OomReport};
-use scratch::Scratch;
 
 /// What the build gets, in MiB.
 const BUILDER_MB: u32 = 2048;
@@ -60,7 +59,7 @@ pub struct Place<'a> {
 /// [`DemoError`] when it cannot go on. A proof that does not hold is in the report, not an error. Nothing is
 /// left either way.
 pub fn run(place: Place<'_>, full: bool, say: &mut dyn FnMut(&str)) -> Result<Report, DemoError> {
-    let scratch = Scratch::take(place.data)?;
+    let scratch = Scratch::take(place.data, "demo")?;
     let host = Host::open(scratch.path(), place.cache, place.kernel)?;
     let mut report = Report::default();
 

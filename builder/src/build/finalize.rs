@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use spore_protocol::{ClientError, ExecRequest, Integrity, Status};
+use spore_protocol::{ClientError, ExecRequest, Status};
 use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord};
 use spore_snapshot::{CheckpointId, Digest};
 use spore_vmm::exit::Ended;
@@ -11,7 +11,7 @@ use spore_vmm::guest::{Agent, CheckpointPlan, ColdBoot, Guest, GuestError, defau
 use spore_vmm::process::{VmError, serial};
 
 use super::Variant;
-use super::steps::boot_limit;
+use super::steps::{boot_limit, intact};
 use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::hash::ContentHash;
@@ -77,8 +77,9 @@ impl Finalize<'_> {
         let (mut agent, status) = guest
             .wait_agent(boot_limit(variant.floor_mb))
             .map_err(not_booting)?;
-        let integrity = agent.integrity().map_err(|error| guest.explain(error))?;
-        check(&integrity)?;
+        // The build VM looked too; this is the one that counts.
+        let intact = intact(&mut agent).map_err(|error| guest.explain(error))?;
+        intact.map_err(|what| BuildError::NotIntact { what })?;
         if let Some(disk) = self.disk {
             guest.grow_disk(&mut agent, u64::from(disk.get()))?;
         }
@@ -138,29 +139,6 @@ fn not_booting(error: GuestError) -> BuildError {
         },
         error => error.into(),
     }
-}
-
-/// A step may have replaced what an image boots with.
-fn check(integrity: &Integrity) -> Result<(), BuildError> {
-    if integrity.intact {
-        return Ok(());
-    }
-    let files = integrity
-        .files
-        .iter()
-        .filter(|file| file.sha256.as_ref() != Some(&integrity.running_sha256))
-        .map(|file| match &file.sha256 {
-            Some(_) => format!("{} is another program", file.path),
-            None => format!("{} cannot be read", file.path),
-        })
-        .collect::<Vec<_>>();
-    Err(BuildError::NotIntact {
-        what: if files.is_empty() {
-            "PID 1 is not the agent".into()
-        } else {
-            files.join(", ")
-        },
-    })
 }
 
 /// The pages that running a command touches are in memory in every fork then, not read from its disk

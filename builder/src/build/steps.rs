@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use spore_network::Policy;
-use spore_protocol::{ClientError, ExecRequest, ExitStatus};
+use spore_protocol::{ClientError, ExecRequest, ExitStatus, FailureKind};
 use spore_snapshot::Digest;
 use spore_snapshot::store::StepEntry;
 use spore_vmm::exit::Ended;
@@ -131,6 +131,7 @@ impl Phase<'_> {
         });
         let mut layers = known.layers.clone();
         let mut done_once = HashSet::new();
+        let mut replaced = None;
         for (step, planned) in steps.iter().enumerate().skip(known.steps) {
             let started = Instant::now();
             observer.event(BuildEvent::StepStarted {
@@ -151,9 +152,17 @@ impl Phase<'_> {
             };
             runner.run()?;
             let took = started.elapsed();
+            // Now, and not by a guest that boots into something else and never answers.
+            replaced = match intact(&mut agent).map_err(|error| guest.explain(error))? {
+                Ok(()) => None,
+                Err(what) => Some(
+                    replaced.unwrap_or_else(|| format!("after steps[{step}] ({}) {what}", planned.label)),
+                ),
+            };
             agent.sync().map_err(|error| guest.explain(error))?;
             layers = guest.freeze_disk(store)?;
-            if let Some(key) = known.keys.get(step) {
+            // What no image can boot from is not where another build goes on.
+            if let Some(key) = known.keys.get(step).filter(|_| replaced.is_none()) {
                 let entry = StepEntry {
                     layers: layers.clone(),
                     label: planned.label.clone(),
@@ -169,8 +178,33 @@ impl Phase<'_> {
                 took: started.elapsed(),
             });
         }
-        Ok(layers)
+        match replaced {
+            None => Ok(layers),
+            Some(what) => Err(BuildError::NotIntact { what }),
+        }
     }
+}
+
+/// Whether the disk still has what an image boots with; if not, what became of it.
+pub(super) fn intact(agent: &mut Agent) -> Result<Result<(), String>, ClientError> {
+    let integrity = agent.integrity()?;
+    if integrity.intact {
+        return Ok(Ok(()));
+    }
+    let files = integrity
+        .files
+        .iter()
+        .filter(|file| file.sha256.as_ref() != Some(&integrity.running_sha256))
+        .map(|file| match &file.sha256 {
+            Some(_) => format!("{} is another program", file.path),
+            None => format!("{} cannot be read", file.path),
+        })
+        .collect::<Vec<_>>();
+    Ok(Err(if files.is_empty() {
+        "PID 1 is not the agent".into()
+    } else {
+        files.join(", ")
+    }))
 }
 
 struct Runner<'a> {
@@ -221,6 +255,9 @@ impl Runner<'_> {
         };
         match result {
             Ok(()) => Ok(()),
+            Err(ClientError::Refused(failure)) if failure.kind == FailureKind::NoSpace => {
+                Err(self.disk_full(label, format!("\n  {failure}")))
+            }
             Err(ClientError::Refused(failure)) => Err(self.failed(label, failure.to_string())),
             Err(error) => Err(self.broken(label, error)),
         }
@@ -261,6 +298,9 @@ impl Runner<'_> {
         if outcome.oom_kills > 0 || reports_lack_of_memory(&tail.0) {
             return Err(self.out_of_memory(label, outcome.oom_kills > 0, &tail));
         }
+        if reports_full_disk(&tail.0) {
+            return Err(self.disk_full(label, tail.text()));
+        }
         let reason = match outcome.status {
             ExitStatus::Code(code) => format!("exit code {code}"),
             ExitStatus::Signal(signal) => format!("killed by signal {signal}"),
@@ -290,6 +330,22 @@ impl Runner<'_> {
         }
     }
 
+    fn disk_full(&mut self, label: &str, tail: String) -> BuildError {
+        // Asking for what it has only looks.
+        let disk = self.guest.disk_bytes();
+        let disk = disk.and_then(|bytes| self.guest.grow_disk(self.agent, bytes.div_ceil(1 << 20)));
+        match disk {
+            Ok(disk) => BuildError::DiskFull {
+                step: self.step,
+                label: label.to_owned(),
+                disk_mb: disk.disk_mb,
+                free_mb: disk.free_mb,
+                tail,
+            },
+            Err(error) => error.into(),
+        }
+    }
+
     /// The connection broke. A guest with nothing left to kill panics, and says why on its console.
     fn broken(&mut self, label: &str, error: ClientError) -> BuildError {
         match self.guest.explain(error) {
@@ -316,6 +372,14 @@ fn reports_lack_of_memory(output: &[u8]) -> bool {
         "virtual memory exhausted",
         "out of memory allocating",
     ];
+    let output = String::from_utf8_lossy(output);
+    SAYINGS.iter().any(|saying| output.contains(saying))
+}
+
+/// Whether a program that failed said that there was no room for a file.
+fn reports_full_disk(output: &[u8]) -> bool {
+    /// As the C library says it, and apt, which looks before it downloads.
+    const SAYINGS: [&str; 2] = ["No space left on device", "You don't have enough free space in"];
     let output = String::from_utf8_lossy(output);
     SAYINGS.iter().any(|saying| output.contains(saying))
 }
@@ -369,6 +433,17 @@ mod tests {
         ));
         assert!(reports_lack_of_memory(b"sh: fork: Cannot allocate memory\n"));
         assert!(!reports_lack_of_memory(b"memory: 12 tests passed\n"));
+    }
+
+    #[test]
+    fn a_program_that_found_the_disk_full_says_so() {
+        assert!(reports_full_disk(
+            b"dpkg: error processing archive x.deb (--unpack):\n failed to write (No space left on device)\n"
+        ));
+        assert!(reports_full_disk(
+            b"E: You don't have enough free space in /var/cache/apt/archives/.\n"
+        ));
+        assert!(!reports_full_disk(b"Filesystem Size Used\n"));
     }
 
     #[test]

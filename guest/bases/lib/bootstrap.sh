@@ -8,7 +8,8 @@ bootstrap() { # what the host gives, archive to be made
 	local host=$1 archive=$2 files=${recipe%/*}/files suite now apt= option options=()
 	suite=$(words bootstrap | tail -n 1)
 	# As texts and not as files: in its user namespace mmdebstrap cannot read ours.
-	[[ ! -d $files/etc/apt/apt.conf.d ]] || apt=$(grep -hv '^//' "$files"/etc/apt/apt.conf.d/*)
+	# Programs of the base are not there yet.
+	[[ ! -d $files/etc/apt/apt.conf.d ]] || apt=$(grep -hvE '^(//|Dir::Bin::)' "$files"/etc/apt/apt.conf.d/*)
 	# mmdebstrap downloads first and installs then.
 	apt+=$'\n'$(<"$host/apt.conf")$'\nAPT::Keep-Downloaded-Packages "true";'
 	options+=(--aptopt="$apt")

@@ -50,15 +50,15 @@ collect_from_host() { # directory
 }
 
 # apt itself reads its sources, of both formats. What other archives call `main` is not meant; what apt
-# has not fetched yet has no origin.
+# has not fetched yet has no origin. It is signed with Debian's keys, which are in every base in one file.
 apt_sources() { # suite
-	local found
+	local found keys=/usr/share/keyrings/debian-archive-keyring.gpg
 	# shellcheck disable=SC2016 # apt's variables
 	found=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
-		awk -v suite="$1" '
+		awk -v suite="$1" -v keys="$keys" '
 			$1 ~ /^\$/ { $1 = "Debian" }
 			$1 == "Debian" && $2 == "main" && ($3 == suite || $3 == suite "-updates" || $3 == suite "-security") {
-				print "deb " $4 " " $3 " main"
+				print "deb [signed-by=" keys "] " $4 " " $3 " main"
 			}' | LC_ALL=C sort -u)
 	grep -q " $1 main\$" <<<"$found" || die "apt on this host has no source for Debian $1, component main"
 	without_secrets "apt's sources" "$found"

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use spore_builder::observe::BuildEvent;
-use spore_builder::{BuildError, ErrorCode, Host, Options};
+use spore_builder::{BuildError, ErrorCode, Host, Manifest, Options};
 use spore_snapshot::checkpoint::CheckpointKind;
 use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
@@ -20,9 +21,8 @@ fn host_in(scratch: &Scratch) -> Host {
     Host::open(scratch.path(), &host::cache(), None).unwrap()
 }
 
-/// Nothing of a build is in the store but the base it was on.
 /// Nothing is there but the disks after steps that succeeded.
-fn assert_nothing_was_built(host: &Host) {
+pub fn assert_nothing_was_built(host: &Host) {
     assert_eq!(left::in_store(host.store().root()), [""; 0]);
     let mut layers = host.store().list_layers().unwrap();
     let steps = host.store().list_steps().unwrap();
@@ -324,6 +324,51 @@ pub fn a_step_that_runs_out_of_memory_names_the_field_to_raise() {
     assert_nothing_was_built(&host);
 }
 
+pub fn a_step_that_fills_the_disk_names_the_field_to_raise_and_can_be_tried_again() {
+    let scratch = Scratch::new();
+    let host = host_in(&scratch);
+    let on_disk = |disk_mb: u64| {
+        let json = json!({
+            "base": "busybox",
+            "steps": [run_step("echo small >/small"), run_step("fallocate -l 5000M /large")],
+            "builderMemoryMB": LEAST,
+            "runtimeMemoryMB": LEAST,
+            "diskMB": disk_mb,
+        });
+        Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap()
+    };
+    let error = fails(&host, &on_disk(4096), &mut On(|_: BuildEvent<'_>| {}));
+    assert!(
+        matches!(
+            error,
+            BuildError::DiskFull {
+                step: 1,
+                disk_mb: 4096,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert_eq!(error.code(), ErrorCode::BuildDiskFull);
+    let text = error.to_string();
+    assert!(text.contains("diskMB 4096"), "{text}");
+    assert!(
+        text.contains("\n  fallocate: "),
+        "in the program's own words: {text}"
+    );
+    assert_nothing_was_built(&host);
+    assert_eq!(host.store().list_steps().unwrap().len(), 1);
+
+    let built = spore_builder::build(
+        &host,
+        &on_disk(6144),
+        &Options::offline(),
+        &mut On(|_: BuildEvent<'_>| {}),
+    );
+    let mut fork = Sandbox::fork(host.store(), &built.unwrap().checkpoint);
+    assert_eq!(fork.sh("cat /small; stat -c %s /large"), "small\n5242880000");
+}
+
 pub fn a_step_that_replaces_init_is_refused() {
     let scratch = Scratch::new();
     let host = host_in(&scratch);
@@ -339,8 +384,9 @@ pub fn a_step_that_replaces_init_is_refused() {
     assert!(matches!(error, BuildError::NotIntact { .. }), "{error:?}");
     assert_eq!(error.code(), ErrorCode::BuildFailed);
     let text = error.to_string();
-    // What runs is the new /sbin/init, so it is the agent's own file that is another.
-    assert!(text.contains("/usr/lib/spore/agent is another program"), "{text}");
+    assert!(text.contains("after steps[0] (run cp "), "{text}");
+    assert!(text.contains("/sbin/init is another program"), "{text}");
+    assert_nothing_was_built(&host);
     assert_eq!(left::in_store(host.store().root()), [""; 0]);
     assert!(host.store().list_images().unwrap().is_empty());
     assert!(host.store().list_checkpoints().unwrap().is_empty());

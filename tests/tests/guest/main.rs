@@ -17,6 +17,7 @@ mod kept;
 mod left;
 mod memory;
 mod network;
+mod packages;
 mod restored;
 
 use std::path::Path;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ("keeper", kept::keeper),
         ("interrupted", kept::interrupted),
         ("networked", network::networked),
+        ("packaged", packages::packaged),
         ("internet", spore_tests::wire::internet),
     ]
     .into_iter()
@@ -43,10 +45,13 @@ fn main() -> ExitCode {
         debian:
             packages_are_installed_in_a_guest_and_its_forks_have_them,
             forks_made_in_the_same_second_draw_different_tls_randoms;
+        packages:
+            what_goes_wrong_with_packages_is_told_and_can_be_tried_again;
         builds:
             equal_builds_at_once_run_once_and_all_get_the_result,
             a_build_that_is_killed_or_cancelled_leaves_nothing_and_can_be_tried_again,
             a_step_that_runs_out_of_memory_names_the_field_to_raise,
+            a_step_that_fills_the_disk_names_the_field_to_raise_and_can_be_tried_again,
             a_step_that_replaces_init_is_refused,
             a_finalize_whose_vm_is_killed_leaves_nothing_and_another_floor_only_finalizes,
             a_step_that_fails_is_named_with_the_end_of_its_output,

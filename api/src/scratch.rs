@@ -1,8 +1,8 @@
-//! The data directory of a demonstration: `demo` in the user's.
+//! A data directory for once, in the user's: that of a demonstration, or of the matrix.
 //!
-//! Its lock is on the directory itself, so that no lock file is left. What a demonstration that was killed
-//! left there goes when the next one starts; it is known by a file of our own, so that nothing of somebody
-//! else's is ever removed.
+//! Its lock is on the directory itself, so that no lock file is left. What a process that was killed left there
+//! goes when the next one starts; it is known by a file of our own, so that nothing of somebody else's is ever
+//! removed.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,14 +12,30 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::DemoError;
-
-const NAME: &str = "demo";
 /// Says whose directory it is. The last file to go.
-const MARK: &str = ".spore-demo";
+const MARK: &str = ".spore-scratch";
 
-/// The directory, while a demonstration has it. It is removed when this is dropped.
-pub(super) struct Scratch {
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub enum ScratchError {
+    /// Another process works in it.
+    #[error("another `spore` uses {}; wait for it, or choose another place with --data", .0.display())]
+    Busy(PathBuf),
+    /// There is something that is not our own.
+    #[error("{} is somebody's: remove it, or choose another place with --data", .0.display())]
+    NotOurs(PathBuf),
+    /// A file of this host's.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// The directory, while somebody has it. It is removed when this is dropped.
+pub(crate) struct Scratch {
     path: PathBuf,
     /// The user's data directory, if it was not there before us.
     made_data: Option<PathBuf>,
@@ -27,11 +43,11 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in `data`, or empties the one that was left.
-    pub(super) fn take(data: &Path) -> Result<Self, DemoError> {
+    /// Makes the directory `name` in `data`, or empties the one that was left.
+    pub(crate) fn take(data: &Path, name: &str) -> Result<Self, ScratchError> {
         let made_data = (!data.exists()).then(|| data.to_owned());
         fs::create_dir_all(data).map_err(at(data))?;
-        let path = data.join(NAME);
+        let path = data.join(name);
         let lock = lock(&path)?;
         let scratch = Self {
             path,
@@ -43,16 +59,16 @@ impl Scratch {
     }
 
     /// The directory.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Empties the directory and marks it as ours.
-    fn claim(&self) -> Result<(), DemoError> {
+    fn claim(&self) -> Result<(), ScratchError> {
         let mark = self.path.join(MARK);
         let mut entries = fs::read_dir(&self.path).map_err(at(&self.path))?;
         if entries.next().is_some() && !mark.exists() {
-            return Err(DemoError::NotOurs(self.path.clone()));
+            return Err(ScratchError::NotOurs(self.path.clone()));
         }
         self.empty().map_err(at(&self.path))?;
         fs::write(&mark, "").map_err(at(&mark))
@@ -90,7 +106,7 @@ impl Scratch {
     }
 
     /// Removes the directory, and says what of it is left.
-    pub(super) fn remove(self) -> Vec<String> {
+    pub(crate) fn remove(self) -> Vec<String> {
         let gone = self.take_away();
         match gone {
             Err(error) => vec![format!("file {}: {error}", self.path.display())],
@@ -108,21 +124,21 @@ impl Drop for Scratch {
 }
 
 /// The directory at `path`, made if there is none, with its lock.
-fn lock(path: &Path) -> Result<File, DemoError> {
+fn lock(path: &Path) -> Result<File, ScratchError> {
     loop {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(path)(error)),
             _ => {}
         }
         if !path.is_dir() {
-            return Err(DemoError::NotOurs(path.to_owned()));
+            return Err(ScratchError::NotOurs(path.to_owned()));
         }
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             file => file.map_err(at(path))?,
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(DemoError::Busy(path.to_owned())),
+            Err(Errno::WOULDBLOCK) => return Err(ScratchError::Busy(path.to_owned())),
             locked => locked.map_err(|error| at(path)(error.into()))?,
         }
         // Whoever had it may have removed it before we had the lock: then this is another directory.
@@ -133,9 +149,9 @@ fn lock(path: &Path) -> Result<File, DemoError> {
     }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> DemoError {
+fn at(path: &Path) -> impl FnOnce(io::Error) -> ScratchError {
     let path = path.to_owned();
-    move |source| DemoError::File { path, source }
+    move |source| ScratchError::File { path, source }
 }
 
 #[cfg(test)]
@@ -146,13 +162,13 @@ mod tests {
     fn it_leaves_nothing_not_even_the_data_directory_it_made() {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
-        let scratch = Scratch::take(&data).unwrap();
+        let scratch = Scratch::take(&data, "demo").unwrap();
         fs::create_dir(scratch.path().join("layers")).unwrap();
         assert_eq!(scratch.remove(), [""; 0]);
         assert!(!data.exists());
 
         fs::create_dir(&data).unwrap();
-        drop(Scratch::take(&data).unwrap());
+        drop(Scratch::take(&data, "demo").unwrap());
         assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
     }
 
@@ -162,7 +178,7 @@ mod tests {
         let left = data.path().join("demo/run/vm-1");
         fs::create_dir_all(&left).unwrap();
         fs::write(data.path().join("demo").join(MARK), "").unwrap();
-        let scratch = Scratch::take(data.path()).unwrap();
+        let scratch = Scratch::take(data.path(), "demo").unwrap();
         assert!(!left.exists());
         assert!(scratch.path().join(MARK).exists());
     }
@@ -172,18 +188,27 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let theirs = data.path().join("demo/slides");
         fs::create_dir_all(&theirs).unwrap();
-        assert!(matches!(Scratch::take(data.path()), Err(DemoError::NotOurs(_))));
+        assert!(matches!(
+            Scratch::take(data.path(), "demo"),
+            Err(ScratchError::NotOurs(_))
+        ));
         assert!(theirs.exists());
         let file = tempfile::tempdir().unwrap();
         fs::write(file.path().join("demo"), "").unwrap();
-        assert!(matches!(Scratch::take(file.path()), Err(DemoError::NotOurs(_))));
+        assert!(matches!(
+            Scratch::take(file.path(), "demo"),
+            Err(ScratchError::NotOurs(_))
+        ));
     }
 
     #[test]
     fn two_at_once_are_refused() {
         let data = tempfile::tempdir().unwrap();
-        let first = Scratch::take(data.path()).unwrap();
-        assert!(matches!(Scratch::take(data.path()), Err(DemoError::Busy(_))));
+        let first = Scratch::take(data.path(), "demo").unwrap();
+        assert!(matches!(
+            Scratch::take(data.path(), "demo"),
+            Err(ScratchError::Busy(_))
+        ));
         assert!(first.path().join(MARK).exists());
     }
 }
