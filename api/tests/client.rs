@@ -1,5 +1,7 @@
 //! What `spore` makes of a daemon's answers: a server of a few canned ones on a Unix socket.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,4 +1,4 @@
-//! Measuring, always the same way, without a daemon.
+//! Measuring, always the same way; all but [`api`] without a daemon.
 //!
 //! What is counted: T1 the VMM alone, from asked to all state set; T2 the guest's first act, an exit at its fork port;
 //! T3 READY, the fork is who it should be and its agent answers; T4 the result of its first command; T5 how long the
@@ -9,6 +9,7 @@
 //! that guests work with, [`image`] what is forked unless something else is said. [`matrix`] is less about time: it
 //! builds, finalizes and forks with everything there is, and stops at the first thing that is wrong.
 
+pub mod api;
 pub mod checkpoint;
 mod cold;
 mod error;

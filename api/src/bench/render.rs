@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt::Write;
 
+use super::api::{ApiReport, Holdings};
 use super::checkpoint::SaveReport;
 use super::fork::ForkReport;
 use super::grow::GrowReport;
@@ -215,6 +216,63 @@ pub fn grow(report: &GrowReport) -> String {
         &rows.collect::<Vec<_>>(),
     );
     page.errors(report.error.as_slice());
+    page.host(&report.host);
+    page.0
+}
+
+/// A daemon.
+pub fn api(report: &ApiReport) -> String {
+    let mut page = Page::default();
+    let mut rows = Vec::new();
+    for creates in &report.creates {
+        let what = |what: &str| format!("{} at once: {what}", creates.concurrency);
+        rows.push(row(&what("create"), creates.create.as_ref()));
+        rows.push(row(&what("of which not the fork"), creates.share.as_ref()));
+        rows.push(row(
+            &what("create and exec (T4)"),
+            creates.create_and_exec.as_ref(),
+        ));
+        rows.push(row(&what("delete"), creates.delete.as_ref()));
+    }
+    page.table(&PERCENTILES, &rows);
+    for creates in &report.creates {
+        let counts = |counts: &std::collections::BTreeMap<String, usize>| {
+            let words: Vec<_> = counts
+                .iter()
+                .map(|(name, count)| format!("{name} {count}"))
+                .collect();
+            words.join(", ")
+        };
+        page.line(format_args!(
+            "{} at once: {}; failed: {}",
+            creates.concurrency,
+            counts(&creates.origins),
+            if creates.failed.is_empty() {
+                "none".to_owned()
+            } else {
+                counts(&creates.failed)
+            }
+        ));
+    }
+    page.line(format_args!(
+        "GET /v1/sandboxes/{{id}}: {:.0} a second",
+        report.gets_per_second
+    ));
+    if let Some(growth) = &report.growth {
+        let holdings = |had: Holdings| {
+            format!(
+                "{} descriptors, {} KiB, {} threads",
+                had.descriptors, had.resident_kib, had.threads
+            )
+        };
+        page.line(format_args!(
+            "the daemon before {} creates and deletes: {}; after: {}",
+            growth.cycles,
+            holdings(growth.before),
+            holdings(growth.after)
+        ));
+    }
+    page.line(format_args!(""));
     page.host(&report.host);
     page.0
 }

@@ -289,6 +289,21 @@ pub struct Demo {
 /// Measure on this host.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
+    /// A daemon that runs (`--socket`): what it adds to a fork, how much it answers, what it keeps
+    Api {
+        /// Name or id of an image that it has
+        #[arg(long)]
+        image: String,
+        /// Creates without a command and with one, of each at each concurrency
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+        count: u16,
+        /// How many at once, in turn
+        #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,16,64", value_parser = clap::value_parser!(u16).range(1..=256))]
+        concurrency: Vec<u16>,
+        /// Creates and deletes between two looks at what the daemon has; 0: no look
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        cycles: u32,
+    },
     /// Forks: how long they take, what they cost, how many can be had at once
     Fork(BenchFork),
     /// Live forks: how long the parent stands still, as the host and as a process in it sees it

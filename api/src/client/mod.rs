@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
-pub use error::{ClientError, Refusal};
+pub use error::ClientError;
 use http::Payload;
 
 /// A client of the daemon at one socket. Its calls block.

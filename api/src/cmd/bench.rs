@@ -6,6 +6,7 @@ use serde::Serialize;
 use spore_builder::Host;
 
 use super::{data_dir, host, host_in, print_json};
+use crate::bench::api::{self, ApiPlan};
 use crate::bench::checkpoint::{self, SavePlan};
 use crate::bench::fork::{self, ForkPlan};
 use crate::bench::image::{Target, Wanted};
@@ -22,6 +23,22 @@ use crate::ui;
 pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
     let host = || host(global);
     match args {
+        Bench::Api {
+            image,
+            count,
+            concurrency,
+            cycles,
+        } => {
+            let plan = ApiPlan {
+                image: image.clone(),
+                count: usize::from(*count),
+                concurrency: concurrency.iter().copied().map(usize::from).collect(),
+                cycles: *cycles as usize,
+            };
+            let report = api::run(&global.socket, &plan, &mut say)?;
+            show(global, &report, render::api)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Bench::Fork(args) => forks(global, &host()?, args),
         Bench::LiveFork {
             of,

@@ -49,8 +49,8 @@ fn refused(why: impl Into<String>) -> Failure {
 pub fn run(daemon: &Daemon, args: &Cp) -> Result<(), Failure> {
     match (side(&args.from)?, side(&args.to)?) {
         (Side::Sandbox { id, path }, Side::Standard) => {
-            daemon.client.read_file(id, path, |_| Ok(io::stdout().lock()))?;
-            Ok(())
+            let read = daemon.client.read_file(id, path, |_| Ok(io::stdout().lock()));
+            Ok(read.map(drop)?)
         }
         (Side::Sandbox { id, path }, Side::File(to)) => fetch(daemon, id, path, to),
         (Side::Standard, Side::Sandbox { id, path }) => {

@@ -38,7 +38,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Roles of its processes.
-pub fn roles() -> [(&'static str, fn(&Path)); 1] {
+pub fn roles() -> [role::Role; 1] {
     [("daemon", serve)]
 }
 
@@ -100,10 +100,6 @@ impl Daemon {
         let mut player = role::start("daemon", self.root());
         assert_eq!(player.line(), "ready");
         self.player = Some(player);
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.player.as_ref().unwrap().pid()
     }
 
     /// As `kill -9`.

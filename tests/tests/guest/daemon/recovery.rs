@@ -36,8 +36,7 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
 
     let here = format!("/v1/sandboxes/{}", first["id"].as_str().unwrap());
     let again = daemon.http.call(&format!("GET {here}")).expect(200);
-    let same = |field: &str| assert_eq!(again[field], first[field], "{field}");
-    [
+    for field in [
         "id",
         "image",
         "checkpoint",
@@ -46,8 +45,9 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
         "createdAt",
         "times",
         "origin",
-    ]
-    .map(same);
+    ] {
+        assert_eq!(again[field], first[field], "{field}");
+    }
     assert_eq!(daemon.sh(&first, "cat /run/word; echo $X"), "mine\n1");
     assert_eq!(
         daemon.http.call("GET /v1/host").expect(200)["memory"]["committedMB"],
