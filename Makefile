@@ -73,6 +73,10 @@ lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the
 unit: ## tests of every crate but spore-tests; they need no guest
 	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
 
+sdk-python: ## the Python SDK: lint, types, tests (SPORE_SOCKET, SPORE_TEST_IMAGE: also those with a real daemon)
+	@$(CARGO) run -q $(CARGOFLAGS) -p spore-api --bin spore -- serve --openapi >$(target)/openapi.json
+	@SPORE_OPENAPI=$(target)/openapi.json scripts/sdk-python.sh
+
 sdk-typescript: ## the TypeScript SDK: types, tests, lint (SPORE_SOCKET, SPORE_TEST_IMAGE: against a real daemon)
 	@$(CARGO) run -q $(CARGOFLAGS) -p spore-api --bin spore -- serve --openapi >$(target)/openapi.json
 	@SPORE_OPENAPI=$(target)/openapi.json scripts/sdk-typescript.sh

@@ -11,6 +11,7 @@ host=(
 	g++ # libFuzzer
 	make
 	python3 # checks the content hash vectors a second time
+	python3-venv # sdk/python and its tools, apart from the system's
 )
 guest=(
 	linux-source-6.1 flex bison bc libelf-dev libssl-dev xz-utils patch kmod cpio # guest/kernel

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Adds up what test runners say at their end in a log: the `test result:` lines of cargo test, and the counts of Node.js.
+# Adds up what test runners say at their end in a log: the `test result:` lines of cargo test, the
+# counts of Node.js, and the last line of pytest.
 #
 #   scripts/tally.sh LOG     prints: N passed, N failed[, N skipped]
 #
@@ -12,6 +13,13 @@ awk '
 	/^(ℹ|#) pass [0-9]+$/ { passed += $3 }
 	/^(ℹ|#) (fail|cancelled) [0-9]+$/ { failed += $3 }
 	/^(ℹ|#) (skipped|todo) [0-9]+$/ { ignored += $3 }
+	/^=+ .* in [0-9.]+s( \([0-9:]+\))? =+$/ {
+		for (i = 2; i < NF; i++) {
+			if ($(i + 1) ~ /^passed/) passed += $i
+			if ($(i + 1) ~ /^(failed|errors?)/) failed += $i
+			if ($(i + 1) ~ /^skipped/) ignored += $i
+		}
+	}
 	/^test result: / { passed += $4; failed += $6; ignored += $8; in_test = 0 }
 	END {
 		printf "%d passed, %d failed", passed - said, failed

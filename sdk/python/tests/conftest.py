@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake.Fake]:
         spore.Image.base("busybox").name("tools").build()
         running.requests.clear()
         yield running
-        spore.Client.shared().close()
+        for client in spore.Client._shared.values():
+            client.close()
         spore.Client._shared.clear()
         running.stop()
 
@@ -48,6 +50,13 @@ def real_image() -> str:
 def anyio_backend() -> str:
     """The package is for asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """See to it that what a test leaves to the garbage collector is not found in another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(params=["sync", "async"])

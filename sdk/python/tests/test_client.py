@@ -17,8 +17,6 @@ from spore._core import call, place
 
 pytestmark = pytest.mark.anyio
 
-#: httpcore leaves a socket to the garbage collector when it cannot connect it.
-sockets_left_by_httpcore = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 IMAGE = Image.base("busybox").name("mine").run_commands("make")
 
@@ -278,7 +276,9 @@ async def test_an_answer_that_is_no_http_is_a_lost_connection(api: Api, daemon: 
         await sandbox.exec("true")
 
 
-@sockets_left_by_httpcore
+# httpcore leaves a socket to the garbage collector when it cannot connect it.
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_no_daemon_is_said_to_be_none(api: Api, daemon: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(daemon.directory / "nothing.sock")
     async with api.Client(path) as client:
@@ -290,7 +290,9 @@ async def test_no_daemon_is_said_to_be_none(api: Api, daemon: Fake, monkeypatch:
             await client.host()
 
 
-@sockets_left_by_httpcore
+# httpcore leaves a socket to the garbage collector when it cannot connect it.
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_daemon_that_is_started_anew_is_found_again(api: Api, daemon: Fake) -> None:
     async with api.Client() as client:
         await client.host()

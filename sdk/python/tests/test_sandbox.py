@@ -235,6 +235,7 @@ async def test_the_sandbox_of_a_with_is_ended_when_something_fails(api: Api, dae
 
 
 # httpcore leaves a socket to the garbage collector when it cannot connect it.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_another_client_can_be_given(api: Api, daemon: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPORE_SOCKET", "/nowhere")

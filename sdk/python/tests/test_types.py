@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
 import pytest
@@ -102,48 +101,48 @@ def body(call: Call[Any]) -> dict[str, Any]:
     return found
 
 
-def test_requests_say_all_that_can_be_said_and_nothing_else() -> None:
+def full_requests() -> dict[str, Call[Any]]:
+    """Requests that say all that can be said, by the names of their types."""
     words = {"a": "b"}
-    create = calls.create_sandbox(
-        image="i",
-        checkpoint="c",
-        memory_mb=1,
-        cpus=1,
-        disk_mb=1,
-        env=words,
-        metadata=words,
-        timeout_seconds=1,
-        network={"allow": ["x"]},
-        exec="true",
-        count=1,
-        partial=True,
-    )
-    fork = calls.fork_sandbox(
-        "s",
-        count=1,
-        memory_mb=1,
-        env=words,
-        metadata=words,
-        timeout_seconds=1,
-        network="nat",
-        partial=True,
-    )
-    build = calls.start_build({"base": "b"}, no_cache=True, step_timeout_seconds=1, network="none")
     run = command.exec_request("x", env=words, cwd="/", user="0", stdin=b"", timeout_seconds=1, tty=(1, 2))
-    requests: list[tuple[str, Mapping[str, Any]]] = [
-        ("CreateSandbox", body(create)),
-        ("ForkRequest", body(fork)),
-        ("BuildRequest", body(build)),
-        ("ExecRequest", run),
-        ("ExecRequest", body(calls.run_command("s", run))),
-        ("SandboxUpdate", body(calls.update_sandbox("s", memory_mb=1, timeout_seconds=0, metadata={}))),
-        ("CheckpointRequest", body(calls.checkpoint_sandbox("s", "n", 1))),
-        ("Drain", body(calls.drain(False))),
-        ("TtySize", run["tty"]),
-    ]
-    for struct, request in requests:
-        assert request.keys() == STRUCTS[struct].keys(), struct
-    assert body(create)["exec"].keys() < STRUCTS["ExecRequest"].keys()
+    return {
+        "CreateSandbox": calls.create_sandbox(
+            image="i",
+            checkpoint="c",
+            memory_mb=1,
+            cpus=1,
+            disk_mb=1,
+            env=words,
+            metadata=words,
+            timeout_seconds=1,
+            network={"allow": ["x"]},
+            exec="true",
+            count=1,
+            partial=True,
+        ),
+        "ForkRequest": calls.fork_sandbox(
+            "s",
+            count=1,
+            memory_mb=1,
+            env=words,
+            metadata=words,
+            timeout_seconds=1,
+            network="nat",
+            partial=True,
+        ),
+        "BuildRequest": calls.start_build({"base": "b"}, no_cache=True, step_timeout_seconds=1, network="none"),
+        "ExecRequest": calls.run_command("s", run),
+        "SandboxUpdate": calls.update_sandbox("s", memory_mb=1, timeout_seconds=0, metadata={}),
+        "CheckpointRequest": calls.checkpoint_sandbox("s", "n", 1),
+        "Drain": calls.drain(False),
+    }
+
+
+def test_requests_say_all_that_can_be_said_and_nothing_else() -> None:
+    for struct, call in full_requests().items():
+        assert body(call).keys() == STRUCTS[struct].keys(), struct
+    assert body(full_requests()["ExecRequest"])["tty"].keys() == STRUCTS["TtySize"].keys()
+    assert body(full_requests()["CreateSandbox"])["exec"].keys() < STRUCTS["ExecRequest"].keys()
 
 
 def test_what_is_not_given_is_left_to_the_daemon() -> None:

@@ -301,7 +301,7 @@ class HostInfo:
     templates: int
     #: Shells that are armed.
     shells: int
-    #: The kind of KVM: `hardware`, or `software` where that is known.
+    #: The kind of KVM: `vmx`, `svm`, `pvm` (software, interprets guest kernels) or `unknown`.
     kvm: str
     #: What VM processes are confined by, and what this host lacks for it.
     confinement: list[str]
