@@ -56,7 +56,12 @@ impl Machine {
         }
         let ram = Ram::anonymous(config.ram)?;
         let memory = ram.view().memory();
-        let entry = boot::load(&memory, config.ram, (&config.kernel.0, &mut config.kernel.1), &config.cmdline)?;
+        let entry = boot::load(
+            &memory,
+            config.ram,
+            (&config.kernel.0, &mut config.kernel.1),
+            &config.cmdline,
+        )?;
         acpi::write_tables(&memory, config.vcpus)?;
         let generation = random::bytes();
         VmGenId::new(generation, GuestAddress(layout::VMGENID))

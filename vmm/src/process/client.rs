@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, geteuid, pidfd_open, waitid};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::files;
 use super::keep::Token;
 use super::message::{
-    ArmSpec, BootSpec, Failure, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved, Split, SplitSpec, VmStats,
-    WakeSpec, Welcome, Woke,
+    ArmSpec, BootSpec, Failure, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved,
+    Split, SplitSpec, VmStats, WakeSpec, Welcome, Woke,
 };
 use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 
 use super::owned::{Killer, Process};
 use super::wire::{receive, receive_from, send, send_with};
 use crate::clock::Trace;
+use crate::confine::{Confinement, User};
 use crate::console;
 use crate::exit::Ended;
 use crate::wake_set::WakeSet;
@@ -115,6 +117,32 @@ impl Drop for VmHandle {
     }
 }
 
+/// Who VM processes become: named by SPORE_VM_USER as `uid:gid`, or [`User::DEFAULT`]. `None` when they stay who we are:
+/// if we are not root, or are and may not look into other users' processes, which writing a checkpoint needs.
+fn user() -> io::Result<Option<User>> {
+    let may = capabilities(None)?
+        .effective
+        .contains(CapabilitySet::SYS_PTRACE | CapabilitySet::KILL);
+    if !geteuid().is_root() || !may {
+        return Ok(None);
+    }
+    let user = match std::env::var("SPORE_VM_USER") {
+        Ok(named) => named
+            .parse()
+            .map_err(|error| io::Error::other(format!("SPORE_VM_USER: {error}")))?,
+        Err(_) => User::DEFAULT,
+    };
+    Ok(Some(user))
+}
+
+/// How VM processes that are started by this one are confined: starts one and asks it.
+///
+/// # Errors
+/// [`VmError`].
+pub fn confinement() -> Result<Confinement, VmError> {
+    VmHandle::spawn(Path::new(""), Path::new(""))?.confinement()
+}
+
 /// Where `spore-vm` is: named by SPORE_VM, or beside the running program.
 pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("SPORE_VM") {
@@ -139,7 +167,14 @@ impl VmHandle {
             source,
         };
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        // What else is in our environment is not its business.
+        let own = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SPORE_"));
+        command.env_clear().envs(own);
+        if let Some(user) = user().map_err(failed)? {
+            command.arg("--user").arg(user.to_string());
+        }
+        let child = command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // What a terminal's keys do to a group is for its owner to hear and to decide about.
@@ -499,6 +534,17 @@ impl VmHandle {
     /// [`VmError`]; refused if that is less than it has.
     pub fn grow_disk(&mut self, bytes: u64) -> Result<(), VmError> {
         self.done(&Request::GrowDisk(bytes))
+    }
+
+    /// How the process is confined.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn confinement(&mut self) -> Result<Confinement, VmError> {
+        match self.ask(&Request::Confinement, ANSWER)? {
+            Reply::Confined(confinement) => Ok(*confinement),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Sizes and times.

@@ -79,7 +79,10 @@ pub(super) fn pagemap(pid: u32) -> io::Result<OwnedFd> {
 /// Resident memory of a process, in bytes; 0 when it cannot be read.
 pub(super) fn resident_bytes(pid: u32) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok());
+    let pages = statm
+        .split_whitespace()
+        .nth(1)
+        .and_then(|pages| pages.parse().ok());
     pages.unwrap_or(0u64).saturating_mul(4096)
 }
 

@@ -8,6 +8,7 @@ use spore_protocol::network::Network;
 use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
 use crate::clock::Trace;
+use crate::confine::Confinement;
 use crate::disk::{DiskSpec, StackSpec};
 use crate::exit::Ended;
 use crate::machine::Identity;
@@ -68,6 +69,8 @@ pub enum Request {
     Keep(Token),
     /// Answered with [`Reply::Done`].
     Ping,
+    /// How the process is confined. Answered with [`Reply::Confined`].
+    Confinement,
     /// Tell (later, as [`Reply::Ended`]) when the VM ends by itself.
     AwaitEnd,
 }
@@ -96,6 +99,8 @@ pub enum Reply {
     Sealed(Vec<u32>),
     /// Sizes and times.
     Stats(VmStats),
+    /// How the process is confined.
+    Confined(Box<Confinement>),
     /// The VM ended by itself.
     Ended(Ended),
     /// It could not be done.

@@ -16,7 +16,8 @@ pub mod server;
 mod wire;
 
 pub(crate) use client::{CONSOLE_LINES, Refused};
-pub use client::{VmError, VmHandle, program, serial};
+pub use client::{VmError, VmHandle, confinement, program, serial};
+pub(crate) use fork::{FORK, FORK_PLAIN};
 pub use keep::RecordError;
 pub(crate) use message::Welcome;
 pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};

@@ -41,8 +41,8 @@ impl Server {
         let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Checkpoint, error);
         let state = came.next("the state").map_err(|error| refused(&error))?;
         let memory = came.next("the memory").map_err(|error| refused(&error))?;
-        let payload = read_state(&state.into(), &spec.state, &spec.state_record)
-            .map_err(|error| refused(&error))?;
+        let payload =
+            read_state(&state.into(), &spec.state, &spec.state_record).map_err(|error| refused(&error))?;
         let state: MachineState = postcard::from_bytes(&payload).map_err(|error| {
             refused(&format!(
                 "{}: the machine state is malformed: {error}",
@@ -85,14 +85,16 @@ impl Server {
         let mut trace = Trace::default();
         let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
-        let forked = self.still(&machine, spec, overlay.into(), &mut trace).and_then(|(state, disk)| {
-            // SAFETY: the machine's threads were joined when it was stopped.
-            match unsafe { sibling() } {
-                Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
-                Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
-                Err(error) => Err(host(format!("fork: {error}"))),
-            }
-        });
+        let forked = self
+            .still(&machine, spec, overlay.into(), &mut trace)
+            .and_then(|(state, disk)| {
+                // SAFETY: the machine's threads were joined when it was stopped.
+                match unsafe { sibling() } {
+                    Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
+                    Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
+                    Err(error) => Err(host(format!("fork: {error}"))),
+                }
+            });
         match forked {
             Ok(Forked::Child(state, disk)) => {
                 self.become_template(machine, *state, disk, control);

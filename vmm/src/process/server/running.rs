@@ -13,9 +13,9 @@ use crate::clock::Trace;
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
+use crate::pagemap::Pagemap;
 use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
 use crate::process::wire::Descriptors;
-use crate::pagemap::Pagemap;
 use crate::ram::RamLayout;
 use crate::wake_set::WakeSet;
 
@@ -34,11 +34,7 @@ fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -
 }
 
 impl Server {
-    fn attachments(
-        &mut self,
-        disk: SharedOverlay,
-        came: &mut Descriptors,
-    ) -> Result<Attachments, Failure> {
+    fn attachments(&mut self, disk: SharedOverlay, came: &mut Descriptors) -> Result<Attachments, Failure> {
         let mut next = |what| came.next(what).map_err(|error| failure(FailureKind::Host, error));
         let backend = disk.backend();
         self.disk = Some(disk);
@@ -51,7 +47,9 @@ impl Server {
 
     pub(super) fn boot(&mut self, spec: BootSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
-        let kernel = came.next("the kernel").map_err(|error| failure(FailureKind::Host, error))?;
+        let kernel = came
+            .next("the kernel")
+            .map_err(|error| failure(FailureKind::Host, error))?;
         let disk = disk::of(&spec.disk, &mut came).map_err(|error| failure(FailureKind::Disk, error))?;
         let attachments = self.attachments(disk, &mut came)?;
         let config = BootConfig {

@@ -58,7 +58,9 @@ impl Server {
 
     pub(super) fn freeze_disk(&self, next: &Path, mut came: Descriptors) -> Result<Reply, Failure> {
         self.running("freeze the disk")?;
-        let file = came.next("the next overlay").map_err(|error| failure(FailureKind::Host, error))?;
+        let file = came
+            .next("the next overlay")
+            .map_err(|error| failure(FailureKind::Host, error))?;
         self.disk()?
             .freeze(file.into(), next)
             .map_err(|error| failure(FailureKind::Disk, error))?;
