@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spore_devices::virtio::block::BlockBackend;
 use spore_snapshot::disk::{DiskError, Durability, Layer, Overlay};
+
+use crate::process::Descriptors;
 
 /// The overlay of a running machine, shared between its block device and whoever freezes it.
 #[derive(Clone)]
@@ -29,17 +30,17 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Opens the layers.
+    /// Of layers whose files are open, in their order.
     ///
     /// # Errors
     /// What the disk reports.
-    pub fn open(spec: &StackSpec) -> Result<Self, DiskError> {
+    pub fn of(spec: &StackSpec, files: &mut Descriptors) -> Result<Self, DiskError> {
         let mut layers = Vec::with_capacity(spec.layers.len());
-        for file in &spec.layers {
-            let layer = if file.raw {
-                Layer::open_raw(&file.path)?
-            } else {
-                Layer::open_sealed(&file.path)?
+        for LayerFile { path, raw } in &spec.layers {
+            let file = next_file(files, path)?;
+            let layer = match raw {
+                true => Layer::raw_of(file, path)?,
+                false => Layer::sealed_of(file, path)?,
             };
             layers.push(Arc::new(layer));
         }
@@ -50,12 +51,18 @@ impl Stack {
         Ok(Self { layers, size })
     }
 
-    /// A machine's disk on it, with its own overlay in a new file at `overlay`.
+    /// A machine's disk on it, with its own overlay in the next file, which is empty and called `path`.
     ///
     /// # Errors
     /// What the disk reports.
-    pub fn overlay(&self, overlay: &Path, durability: Durability) -> Result<SharedOverlay, DiskError> {
-        let overlay = Overlay::create(overlay, self.size, self.layers.clone(), durability)?;
+    pub fn overlay(
+        &self,
+        path: &Path,
+        files: &mut Descriptors,
+        durability: Durability,
+    ) -> Result<SharedOverlay, DiskError> {
+        let (file, layers) = (next_file(files, path)?, self.layers.clone());
+        let overlay = Overlay::create_named(file, path, self.size, layers, durability)?;
         Ok(SharedOverlay::new(overlay))
     }
 
@@ -63,6 +70,15 @@ impl Stack {
     pub fn bytes(&self) -> u64 {
         self.size
     }
+}
+
+fn next_file(files: &mut Descriptors, path: &Path) -> Result<File, DiskError> {
+    let file = files.next("the file").map_err(|source| DiskError::Io {
+        action: "use",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(file.into())
 }
 
 fn lost(path: &Path) -> DiskError {
@@ -97,12 +113,12 @@ impl SharedOverlay {
         self.lock().overlay.as_ref().map_or(0, Overlay::len)
     }
 
-    /// The disk as of now, as layers that take no more writes; the machine's goes on above them in a new overlay at
-    /// `next`. To these layers it is as if the power had failed, unless the machine stands still. A disk nothing was written to goes on as it is.
+    /// The disk as of now, as layers that take no more writes; the machine's goes on above them in a new overlay in
+    /// `file`, which is empty and called `next`. To these layers it is as if the power had failed, unless the machine stands still. A disk nothing was written to goes on as it is.
     ///
     /// # Errors
     /// What the disk reports. The machine can go on.
-    pub fn freeze(&self, next: &Path) -> Result<Stack, DiskError> {
+    pub fn freeze(&self, file: File, next: &Path) -> Result<Stack, DiskError> {
         let mut disk = self.lock();
         let Some(overlay) = &disk.overlay else {
             return Err(lost(next));
@@ -112,18 +128,6 @@ impl SharedOverlay {
         if overlay.is_pristine() {
             return Ok(Stack { layers, size });
         }
-        // What can fail is found out before the old overlay is given up.
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(next)
-            .map_err(|source| DiskError::Io {
-                action: "create",
-                path: next.to_owned(),
-                source,
-            })?;
         if let Some(overlay) = disk.overlay.take() {
             let frozen = overlay.freeze();
             layers.push(frozen.clone());
@@ -156,27 +160,28 @@ impl SharedOverlay {
         }
     }
 
-    /// Seals what was frozen. Returns the files that are layers now and were not before, bottom first.
+    /// Seals what was frozen. Returns the numbers of the overlays that are layers now and were not before, bottom first.
     ///
     /// # Errors
     /// What the disk reports; what is not sealed yet is by the next call.
-    pub fn seal_frozen(&self) -> Result<Vec<PathBuf>, DiskError> {
+    pub fn seal_frozen(&self) -> Result<Vec<u32>, DiskError> {
         // Not under the lock: the guest reads and writes meanwhile.
         let frozen = self.lock().unsealed.clone();
         for layer in &frozen {
             layer.seal()?;
         }
         self.lock().unsealed.drain(..frozen.len());
-        Ok(frozen.iter().map(|layer| layer.path().to_owned()).collect())
+        let numbers = frozen.iter().filter_map(|layer| overlay_number(layer.path()));
+        Ok(numbers.collect())
     }
 
     /// Seals what was written as a layer, when the machine is over and nothing will be written again.
     ///
-    /// Returns the files that are layers now and were not before, bottom first.
+    /// Returns the numbers of the overlays that are layers now and were not before, bottom first.
     ///
     /// # Errors
     /// What the disk reports.
-    pub fn seal_for_good(&self) -> Result<Vec<PathBuf>, DiskError> {
+    pub fn seal_for_good(&self) -> Result<Vec<u32>, DiskError> {
         let mut disk = self.lock();
         if let Some(overlay) = disk.overlay.take() {
             let frozen = overlay.freeze();
@@ -240,7 +245,7 @@ pub struct StackSpec {
 pub struct DiskSpec {
     /// What it lies on.
     pub stack: StackSpec,
-    /// Where the private overlay is made; the file must not exist.
+    /// What the file of the private overlay is called.
     pub overlay: PathBuf,
     /// Whether a guest's flush must reach the host's disk.
     pub durable: bool,
@@ -250,7 +255,7 @@ pub struct DiskSpec {
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerFile {
-    /// Where.
+    /// What it is called.
     pub path: PathBuf,
     /// A raw image rather than a sealed overlay.
     pub raw: bool,
@@ -266,15 +271,15 @@ pub fn overlay_number(path: &Path) -> Option<u32> {
     path.file_name()?.to_str()?.strip_prefix("disk-")?.parse().ok()
 }
 
-/// Opens the layers and makes the overlay.
+/// A disk of layers and an overlay, whose files are open and come in that order.
 ///
 /// # Errors
 /// What the disk reports.
-pub fn open(spec: &DiskSpec) -> Result<SharedOverlay, DiskError> {
+pub(crate) fn of(spec: &DiskSpec, files: &mut Descriptors) -> Result<SharedOverlay, DiskError> {
     let durability = if spec.durable {
         Durability::Durable
     } else {
         Durability::Ephemeral
     };
-    Stack::open(&spec.stack)?.overlay(&spec.overlay, durability)
+    Stack::of(&spec.stack, files)?.overlay(&spec.overlay, files, durability)
 }

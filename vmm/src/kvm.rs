@@ -3,7 +3,10 @@
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// What stands behind `/dev/kvm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,15 +98,34 @@ pub enum KvmError {
     Capability(&'static str),
 }
 
+/// KVM, once this process has opened it for good.
+static HELD: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Opens `/dev/kvm` for as long as this process and its forks live: they may not be allowed to open it later. If it
+/// cannot be, whoever needs it is told.
+pub fn hold() {
+    if let Ok(file) = File::options().read(true).write(true).open("/dev/kvm") {
+        let _ = HELD.set(file.into());
+    }
+}
+
+fn device() -> Result<Kvm, std::io::Error> {
+    match HELD.get() {
+        // SAFETY: the descriptor is a copy that belongs to nobody else, and is KVM's.
+        Some(held) => Ok(unsafe { Kvm::from_raw_fd(held.try_clone()?.into_raw_fd()) }),
+        None => Kvm::new().map_err(std::io::Error::from),
+    }
+}
+
 /// Opens `/dev/kvm` and checks that it can run our machines.
 ///
 /// # Errors
 /// [`KvmError`], whose message says what to do.
 pub fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,
-        libc::EACCES | libc::EPERM => KvmError::Permission,
-        errno => KvmError::Open(std::io::Error::from_raw_os_error(errno)),
+    let kvm = device().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => KvmError::Missing,
+        Some(libc::EACCES | libc::EPERM) => KvmError::Permission,
+        _ => KvmError::Open(error),
     })?;
     let version = kvm.get_api_version();
     if version != 12 {

@@ -9,6 +9,7 @@ pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod clock;
+pub mod confine;
 pub mod console;
 pub mod device_set;
 pub mod disk;

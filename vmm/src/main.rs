@@ -4,9 +4,12 @@
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use spore_vmm::{confine, kvm};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // SAFETY: this program has opened nothing yet.
+    let closed = unsafe { confine::close_inherited() };
     let filter =
         EnvFilter::try_from_env("SPORE_VM_LOG").unwrap_or_else(|_| EnvFilter::new("warn,virtio_queue=off"));
     tracing_subscriber::fmt()
@@ -14,11 +17,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let result = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(spore_vmm::process::server::serve);
-    match result {
+    match closed.map_err(|error| error.to_string()).and_then(|()| run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!(
@@ -27,4 +26,26 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The user it is to become, if any.
+fn user() -> Result<Option<confine::User>, String> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => Ok(None),
+        ["--user", user] => Ok(Some(user.parse()?)),
+        other => Err(format!("unknown arguments {other:?}")),
+    }
+}
+
+fn run() -> Result<(), String> {
+    let user = user()?;
+    kvm::hold();
+    let control = std::io::stdin().as_fd().try_clone_to_owned();
+    let control = control.map_err(|error| error.to_string())?;
+    let confinement = confine::apply(user);
+    for (part, applied) in confinement.parts() {
+        tracing::debug!(part, ?applied);
+    }
+    spore_vmm::process::server::serve(control, confinement).map_err(|error| error.to_string())
 }

@@ -29,8 +29,7 @@ impl WakeSet {
     ///
     /// # Errors
     /// When the page table cannot be read.
-    pub fn record(ram: &Ram, plugged: &[PluggedRun]) -> io::Result<Self> {
-        let pagemap = Pagemap::open()?;
+    pub fn record(ram: &Ram, plugged: &[PluggedRun], pagemap: &Pagemap) -> io::Result<Self> {
         let mut set = Self::default();
         for (start, bytes) in ram.ranges(plugged) {
             let mut at = start;
@@ -102,7 +101,7 @@ mod tests {
             .write_obj(1u8, GuestAddress(2 * MIB))
             .unwrap();
         let _: u8 = first.view().memory().read_obj(GuestAddress(4 * MIB)).unwrap();
-        let set = WakeSet::record(&first, &[]).unwrap();
+        let set = WakeSet::record(&first, &[], &Pagemap::open().unwrap()).unwrap();
         assert_eq!(set.written, [(2 * MIB, 4096)]);
         assert!(
             set.read
@@ -112,7 +111,7 @@ mod tests {
 
         let second = Ram::from_checkpoint(layout, &file, &[]).unwrap();
         set.populate(&second).unwrap();
-        let got = WakeSet::record(&second, &[]).unwrap();
+        let got = WakeSet::record(&second, &[], &Pagemap::open().unwrap()).unwrap();
         assert_eq!(got.written, set.written);
         assert_eq!(
             second

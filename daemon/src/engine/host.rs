@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use spore_types::{Capacity, HostInfo, Pressure, Usage, Versions};
+use spore_vmm::confine::Applied;
 use spore_vmm::kvm::KvmKind;
 
 use super::Engine;
@@ -152,7 +153,7 @@ impl Engine {
             templates: small(pool.templates),
             shells: small(pool.shells),
             kvm: word(&KvmKind::detect()),
-            confinement: vec![self.groups.describe()],
+            confinement: self.confinement.clone(),
             versions: Versions {
                 spore: env!("CARGO_PKG_VERSION").to_owned(),
                 api: API.to_owned(),
@@ -162,6 +163,19 @@ impl Engine {
             started_at: self.started_at,
         })
     }
+}
+
+/// What VM processes are confined by here, and what not, for people.
+pub(super) fn confinement(groups: &super::cgroup::Groups) -> Vec<String> {
+    let mut lines = vec![groups.describe()];
+    match spore_vmm::process::confinement() {
+        Ok(confinement) => lines.extend(confinement.parts().map(|(part, applied)| match applied {
+            Applied::Yes => part.to_owned(),
+            Applied::No { why } => format!("no {part}: {why}"),
+        })),
+        Err(error) => lines.push(format!("unknown: {error}")),
+    }
+    lines
 }
 
 /// As serde writes it.

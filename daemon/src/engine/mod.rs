@@ -68,6 +68,8 @@ pub struct Engine {
     draining: AtomicBool,
     execs: AtomicUsize,
     started_at: u64,
+    /// What holds for VM processes here.
+    confinement: Vec<String>,
 }
 
 /// Room for one command among all that run.
@@ -106,7 +108,6 @@ impl Engine {
             builds: Builds::new(config.limits.builds),
             host: Arc::new(host),
             pool,
-            groups,
             events: Arc::default(),
             metrics,
             facts: FactsCache::default(),
@@ -114,6 +115,8 @@ impl Engine {
             draining: AtomicBool::new(false),
             execs: AtomicUsize::new(0),
             started_at: now(),
+            confinement: host::confinement(&groups),
+            groups,
             config,
         };
         engine.adopt(found);

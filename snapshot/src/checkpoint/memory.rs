@@ -48,14 +48,7 @@ impl MemoryWriter {
     /// # Errors
     /// When `span` is no multiple of a page or zero, or the file exists or can't be made.
     pub fn create(path: &Path, span: u64) -> Result<Self, CheckpointError> {
-        if span == 0 || !span.is_multiple_of(PAGE) {
-            let why = "the span of guest memory is a multiple of 4096 bytes, and not 0";
-            return Err(CheckpointError::BadRegion {
-                offset: 0,
-                len: span,
-                why,
-            });
-        }
+        check_span(span)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -63,6 +56,15 @@ impl MemoryWriter {
             .mode(0o600)
             .open(path)
             .map_err(CheckpointError::io("create", path))?;
+        Self::to_file(file, path, span)
+    }
+
+    /// As [`MemoryWriter::create`], to an empty file that is open for reading and writing. `path` is what errors call it.
+    ///
+    /// # Errors
+    /// When `span` is no multiple of a page or zero.
+    pub fn to_file(file: File, path: &Path, span: u64) -> Result<Self, CheckpointError> {
+        check_span(span)?;
         Ok(Self {
             file,
             path: path.to_owned(),
@@ -130,9 +132,11 @@ impl MemoryWriter {
         self.file
             .set_len(self.span)
             .map_err(CheckpointError::write(path, self.written, 0))?;
-        self.file
-            .set_permissions(Permissions::from_mode(0o444))
-            .map_err(CheckpointError::io("make read-only", path))?;
+        match self.file.set_permissions(Permissions::from_mode(0o444)) {
+            // It belongs to who gave it to us, who makes it so.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            result => result.map_err(CheckpointError::io("make read-only", path))?,
+        }
         // Space may be allotted only now, so this can be where it is found missing.
         self.file
             .sync_all()
@@ -147,6 +151,18 @@ impl MemoryWriter {
             },
         })
     }
+}
+
+fn check_span(span: u64) -> Result<(), CheckpointError> {
+    if span == 0 || !span.is_multiple_of(PAGE) {
+        let why = "the span of guest memory is a multiple of 4096 bytes, and not 0";
+        return Err(CheckpointError::BadRegion {
+            offset: 0,
+            len: span,
+            why,
+        });
+    }
+    Ok(())
 }
 
 /// Reads all of a memory file and compares it with its record, which was checked for sense before.

@@ -28,7 +28,7 @@ pub use state::{MAX_STATE, WrittenState};
 
 pub(crate) use manifest::MAX_MANIFEST;
 pub(crate) use memory::{check_length, verify_memory};
-pub use state::{read_state, write_state};
+pub use state::{read_state, write_state, write_state_to};
 
 /// Name of the manifest in a checkpoint's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";

@@ -42,6 +42,17 @@ impl WrittenState {
 
 /// Writes a new state file, read-only (0444) and durable.
 pub fn write_state(path: &Path, payload: &[u8]) -> Result<WrittenState, CheckpointError> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o444)
+        .open(path)
+        .map_err(CheckpointError::io("create", path))?;
+    write_state_to(&file, path, payload)
+}
+
+/// As [`write_state`], to an empty file that is open for writing. `path` is what errors call it.
+pub fn write_state_to(file: &File, path: &Path, payload: &[u8]) -> Result<WrittenState, CheckpointError> {
     let len = payload.len() as u64;
     if len > MAX_STATE {
         return Err(CheckpointError::StateTooLarge { len, max: MAX_STATE });
@@ -54,12 +65,6 @@ pub fn write_state(path: &Path, payload: &[u8]) -> Result<WrittenState, Checkpoi
     bytes.extend(len.to_le_bytes());
     bytes.extend(digest.as_bytes());
     bytes.extend(payload);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o444)
-        .open(path)
-        .map_err(CheckpointError::io("create", path))?;
     let write = |error| CheckpointError::write(path, 0, bytes.len() as u64)(error);
     file.write_all_at(&bytes, 0).map_err(write)?;
     file.sync_all().map_err(write)?;

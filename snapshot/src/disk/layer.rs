@@ -38,7 +38,15 @@ impl Layer {
     /// # Errors
     /// When it can't be opened, is not a regular file, or its size cannot be a disk's.
     pub fn open_raw(path: &Path) -> Result<Self, DiskError> {
-        let (file, len) = open_read_only(path)?;
+        Self::raw_of(open_read_only(path)?, path)
+    }
+
+    /// As [`Layer::open_raw`], of a file that is open. `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn raw_of(file: File, path: &Path) -> Result<Self, DiskError> {
+        let len = length_of(&file, path)?;
         check_size(path, len)?;
         let inner = ClusterFile {
             file,
@@ -59,7 +67,15 @@ impl Layer {
     /// When it can't be opened, is of another version, was cut off, or footer or table are not what was
     /// written.
     pub fn open_sealed(path: &Path) -> Result<Self, DiskError> {
-        let (file, len) = open_read_only(path)?;
+        Self::sealed_of(open_read_only(path)?, path)
+    }
+
+    /// As [`Layer::open_sealed`], of a file that is open. `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sealed_of(file: File, path: &Path) -> Result<Self, DiskError> {
+        let len = length_of(&file, path)?;
         let (footer, states) = read_table(&file, path, len)?;
         if footer.table_digest.is_none() {
             return Err(DiskError::corrupt(
@@ -146,19 +162,22 @@ pub(crate) fn check_size(path: &Path, size: u64) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn open_read_only(path: &Path) -> Result<(File, u64), DiskError> {
+fn open_read_only(path: &Path) -> Result<File, DiskError> {
     // Non-blocking, or a pipe under this name would hang us. It means nothing for a regular file.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .custom_flags(flags)
         .open(path)
-        .map_err(DiskError::io("open", path))?;
+        .map_err(DiskError::io("open", path))
+}
+
+fn length_of(file: &File, path: &Path) -> Result<u64, DiskError> {
     let metadata = file.metadata().map_err(DiskError::io("look at", path))?;
     if !metadata.is_file() {
         return Err(DiskError::corrupt(path, 0, "not a regular file"));
     }
-    Ok((file, metadata.len()))
+    Ok(metadata.len())
 }
 
 fn footer_offset(file_len: u64) -> u64 {
@@ -245,8 +264,10 @@ fn write_sealed(of: &ClusterFile, states: &StateTable) -> Result<(), DiskError> 
     of.file
         .write_all_at(&end, footer_at)
         .map_err(DiskError::write(path, footer_at, FOOTER_LEN))?;
-    of.file
-        .set_permissions(Permissions::from_mode(0o444))
-        .map_err(DiskError::io("make read-only", path))?;
+    match of.file.set_permissions(Permissions::from_mode(0o444)) {
+        // It belongs to who gave it to us, and who takes it into a store makes it so.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        result => result.map_err(DiskError::io("make read-only", path))?,
+    }
     of.file.sync_all().map_err(DiskError::io("sync", path))
 }

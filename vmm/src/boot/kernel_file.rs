@@ -17,16 +17,15 @@ const MAX_FILE: u64 = 1 << 30;
 /// Offset of the setup header in a bzImage.
 const SETUP_HEADER: usize = 0x1F1;
 
-/// Opens `path` and returns the bytes of an ELF kernel.
+/// Reads a kernel's file, called `path`, and returns the bytes of an ELF kernel.
 ///
 /// # Errors
 /// [`BootError::Read`] or [`BootError::NotAKernel`].
-pub fn open(path: &Path) -> Result<Cursor<Vec<u8>>, BootError> {
+pub fn read(file: &mut File, path: &Path) -> Result<Cursor<Vec<u8>>, BootError> {
     let read_error = |source| BootError::Read {
         path: path.to_owned(),
         source,
     };
-    let mut file = File::open(path).map_err(read_error)?;
     if file.metadata().map_err(read_error)?.len() > MAX_FILE {
         return Err(BootError::NotAKernel {
             path: path.to_owned(),
@@ -43,7 +42,7 @@ pub fn open(path: &Path) -> Result<Cursor<Vec<u8>>, BootError> {
         })
 }
 
-/// Whether `bytes` are a kernel that [`open`] would take; why not, if they are none.
+/// Whether `bytes` are a kernel that [`read`] would take; why not, if they are none.
 ///
 /// # Errors
 /// One line.

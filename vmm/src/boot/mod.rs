@@ -8,6 +8,7 @@ pub mod kernel_file;
 mod linux64;
 mod pvh;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::elf::PvhBootCapability;
@@ -87,12 +88,17 @@ pub(crate) fn memory_map(ram: RamLayout) -> Vec<MapEntry> {
 ///
 /// # Errors
 /// [`BootError`].
-pub fn load(memory: &Memory, ram: RamLayout, kernel: &Path, cmdline: &str) -> Result<Entry, BootError> {
+pub fn load(
+    memory: &Memory,
+    ram: RamLayout,
+    (kernel, file): (&Path, &mut File),
+    cmdline: &str,
+) -> Result<Entry, BootError> {
     let not_a_kernel = |why: String| BootError::NotAKernel {
         path: kernel.to_owned(),
         why,
     };
-    let mut image = kernel_file::open(kernel)?;
+    let mut image = kernel_file::read(file, kernel)?;
     let loaded = Elf::load(memory, None, &mut image, Some(GuestAddress(layout::HIGH_RAM)))
         .map_err(|error| not_a_kernel(error.to_string()))?;
     if loaded.kernel_end > ram.boot.min(layout::HOLE_START) {

@@ -294,7 +294,7 @@ impl Guest {
             if path.exists() { path } else { in_between }
         });
         let sealed: Vec<PathBuf> = sealed.collect();
-        guest.take_in(store, sealed)?;
+        guest.take_in_files(store, sealed)?;
         Ok(guest)
     }
 }

@@ -74,8 +74,6 @@ impl Guest {
                 overlay: guest.overlay(0),
                 durable: boot.durable,
             },
-            console: guest.console(),
-            vsock: guest.vm.vsock().to_owned(),
             network: plug.map(|plug| plug.network.clone()),
         };
         guest.vm.boot(spec, plug.map(|plug| plug.tap.as_fd()))?;

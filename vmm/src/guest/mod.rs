@@ -328,7 +328,12 @@ impl Guest {
 
     /// Puts sealed layers into the store; what fails half-way goes on with the next call. The run directory always
     /// knows which layers the disk has.
-    fn take_in(&mut self, store: &Store, sealed: Vec<PathBuf>) -> Result<(), GuestError> {
+    fn take_in(&mut self, store: &Store, sealed: Vec<u32>) -> Result<(), GuestError> {
+        let sealed: Vec<_> = sealed.iter().map(|number| self.overlay(*number)).collect();
+        self.take_in_files(store, sealed)
+    }
+
+    fn take_in_files(&mut self, store: &Store, sealed: Vec<PathBuf>) -> Result<(), GuestError> {
         self.unadopted.extend(sealed);
         while let Some(layer) = self.unadopted.first() {
             // Should we die before its digest is written down, the file is still found by this name.

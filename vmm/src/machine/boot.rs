@@ -1,5 +1,6 @@
 //! Cold boot.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,14 +33,14 @@ use crate::reclaim::Reclaim;
 use crate::vcpu::{cpuid, entry, state};
 
 /// What a cold boot needs to know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct BootConfig {
     /// vCPUs, 1 to 16.
     pub vcpus: u8,
     /// Memory sizes.
     pub ram: RamLayout,
-    /// Kernel file: ELF or bzImage.
-    pub kernel: PathBuf,
+    /// Kernel file: ELF or bzImage. What it is called, and the file.
+    pub kernel: (PathBuf, File),
     /// Kernel command line.
     pub cmdline: String,
 }
@@ -49,13 +50,18 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn boot(config: &BootConfig, attachments: Attachments) -> Result<Self, MachineError> {
+    pub fn boot(mut config: BootConfig, attachments: Attachments) -> Result<Self, MachineError> {
         if !(1..=MAX_VCPUS).contains(&config.vcpus) {
             return Err(MachineError::VcpuCount(config.vcpus.into()));
         }
         let ram = Ram::anonymous(config.ram)?;
         let memory = ram.view().memory();
-        let entry = boot::load(&memory, config.ram, &config.kernel, &config.cmdline)?;
+        let entry = boot::load(
+            &memory,
+            config.ram,
+            (&config.kernel.0, &mut config.kernel.1),
+            &config.cmdline,
+        )?;
         acpi::write_tables(&memory, config.vcpus)?;
         let generation = random::bytes();
         VmGenId::new(generation, GuestAddress(layout::VMGENID))

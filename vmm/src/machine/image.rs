@@ -39,13 +39,17 @@ fn look(what: &'static str) -> impl FnOnce(io::Error) -> ImageError {
 ///
 /// # Errors
 /// [`ImageError`]; the memory is none the worse.
-pub fn write_memory(ram: &Ram, plugged: &[PluggedRun], writer: &mut MemoryWriter) -> Result<(), ImageError> {
-    let pagemap = Pagemap::open().map_err(look("opening pagemap"))?;
+pub fn write_memory(
+    ram: &Ram,
+    plugged: &[PluggedRun],
+    pagemap: &Pagemap,
+    writer: &mut MemoryWriter,
+) -> Result<(), ImageError> {
     for (start, bytes) in ram.ranges(plugged) {
         let mut at = start;
         while at < start + bytes {
             let length = WINDOW.min(start + bytes - at);
-            for (run, run_bytes) in populated(ram, &pagemap, at, length)? {
+            for (run, run_bytes) in populated(ram, pagemap, at, length)? {
                 // SAFETY: the run is RAM of ours, mapped readable, and by the contract of this function
                 // nothing writes it meanwhile.
                 let bytes = unsafe {

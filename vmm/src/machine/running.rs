@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::state::clock_from;
 use super::{Identity, Machine, MachineError, Shared, host, ioctl};
 use crate::clock::monotonic_ns;
+use crate::confine::seccomp;
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::{ForkPort, Report};
 use crate::io::IoLoop;
@@ -35,7 +36,10 @@ impl Machine {
         let stop_io = self.io.stop_event();
         let ended = self.shared.ended.clone();
         let io = self.io;
-        let io = spawn("io".into(), move || io.run(&ended))?;
+        let io = spawn("io".into(), move || {
+            seccomp::io_thread();
+            io.run(&ended)
+        })?;
         let mut running = Running {
             vcpus: Vec::with_capacity(self.vcpus.len()),
             io,
@@ -46,6 +50,7 @@ impl Machine {
         for vcpu in self.vcpus {
             let Shared { gate, bus, ended, .. } = running.shared.clone();
             let thread = spawn(format!("vcpu{}", vcpu.index), move || {
+                seccomp::vcpu_thread();
                 run::run(vcpu, &gate, &bus, &ended)
             });
             match thread {

@@ -9,17 +9,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, geteuid, pidfd_open, waitid};
+use rustix::thread::{CapabilitySet, capabilities};
 
+use super::files;
 use super::keep::Token;
 use super::message::{
-    ArmSpec, BootSpec, Failure, Greeting, Hello, LoadSpec, Reply, Request, Saved, Split, SplitSpec, VmStats,
-    WakeSpec, Welcome, Woke,
+    ArmSpec, BootSpec, Failure, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved,
+    Split, SplitSpec, VmStats, WakeSpec, Welcome, Woke,
 };
+use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
+
 use super::owned::{Killer, Process};
 use super::wire::{Descriptors, receive, receive_from, send, send_with};
 use crate::clock::Trace;
+use crate::confine::{Confinement, User};
 use crate::console;
 use crate::exit::Ended;
 use crate::wake_set::WakeSet;
@@ -111,6 +117,32 @@ impl Drop for VmHandle {
     }
 }
 
+/// Who VM processes become: named by SPORE_VM_USER as `uid:gid`, or [`User::DEFAULT`]. `None` when they stay who we are:
+/// if we are not root, or are and may not look into other users' processes, which writing a checkpoint needs.
+fn user() -> io::Result<Option<User>> {
+    let may = capabilities(None)?
+        .effective
+        .contains(CapabilitySet::SYS_PTRACE | CapabilitySet::KILL);
+    if !geteuid().is_root() || !may {
+        return Ok(None);
+    }
+    let user = match std::env::var("SPORE_VM_USER") {
+        Ok(named) => named
+            .parse()
+            .map_err(|error| io::Error::other(format!("SPORE_VM_USER: {error}")))?,
+        Err(_) => User::DEFAULT,
+    };
+    Ok(Some(user))
+}
+
+/// How VM processes that are started by this one are confined: starts one and asks it.
+///
+/// # Errors
+/// [`VmError`].
+pub fn confinement() -> Result<Confinement, VmError> {
+    VmHandle::spawn(Path::new(""), Path::new(""))?.confinement()
+}
+
 /// Where `spore-vm` is: named by SPORE_VM, or beside the running program.
 pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("SPORE_VM") {
@@ -135,7 +167,14 @@ impl VmHandle {
             source,
         };
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        let child = Command::new(&program)
+        let mut command = Command::new(&program);
+        // What else is in our environment is not its business.
+        let own = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"SPORE_"));
+        command.env_clear().envs(own);
+        if let Some(user) = user().map_err(failed)? {
+            command.arg("--user").arg(user.to_string());
+        }
+        let child = command
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // What a terminal's keys do to a group is for its owner to hear and to decide about.
@@ -175,10 +214,7 @@ impl VmHandle {
         others: &[BorrowedFd<'_>],
     ) -> Result<(), VmError> {
         let descriptors = [&[socket, lock], others].concat();
-        match self.ask_with(&Request::Keep(token), &descriptors, ANSWER)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+        self.done_with(&Request::Keep(token), &descriptors, ANSWER)
     }
 
     /// Lets go of a process, which lives on if it is kept.
@@ -262,10 +298,20 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn boot(&mut self, spec: BootSpec, tap: Option<BorrowedFd<'_>>) -> Result<(), VmError> {
-        match self.ask_with(&Request::Boot(spec), tap.as_slice(), ANSWER)? {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+        let mut all = vec![files::to_read(FailureKind::Kernel, &spec.kernel)?];
+        all.extend(files::layers(&spec.disk.stack)?);
+        all.extend(self.ends(&spec.disk.overlay)?);
+        let all: Vec<_> = all.iter().map(AsFd::as_fd).chain(tap).collect();
+        self.done_with(&Request::Boot(spec), &all, ANSWER)
+    }
+
+    /// What a machine is made with: its overlay in a new file, its console, its socket.
+    fn ends(&self, overlay: &Path) -> Result<[OwnedFd; 3], VmError> {
+        Ok([
+            files::to_make(FailureKind::Disk, overlay)?,
+            files::console(&self.console)?,
+            files::vsock(&self.vsock)?,
+        ])
     }
 
     /// Makes the process a template of a checkpoint.
@@ -273,7 +319,13 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn load(&mut self, spec: LoadSpec) -> Result<(), VmError> {
-        self.done(&Request::Load(spec))
+        let mut all = vec![
+            files::to_read(FailureKind::Checkpoint, &spec.state)?,
+            files::to_read(FailureKind::Checkpoint, &spec.memory)?,
+        ];
+        all.extend(files::layers(&spec.disk)?);
+        let all: Vec<_> = all.iter().map(AsFd::as_fd).collect();
+        self.done_with(&Request::Load(spec), &all, ANSWER)
     }
 
     /// Forks a template; the fork is a template too. `console` and `vsock` are where its machine will have them.
@@ -281,7 +333,7 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`]; this process is none the worse.
     pub fn fork(&mut self, console: &Path, vsock: &Path) -> Result<Self, VmError> {
-        let (control, reply) = self.ask_for_fork(&Request::Fork)?;
+        let (control, reply) = self.ask_for_fork(&Request::Fork, None)?;
         match reply {
             Reply::Forked(pid) => Self::of_fork(pid, control, console, vsock),
             other => Err(unexpected(&other)),
@@ -298,7 +350,10 @@ impl VmHandle {
             at_port_ms: millis(at_port),
             next_overlay: next_overlay.to_owned(),
         };
-        let (control, reply) = self.ask_for_fork(&Request::Split(spec))?;
+        let overlay = files::to_make(FailureKind::Disk, next_overlay)?;
+        let split = self.ask_for_fork(&Request::Split(spec), Some(overlay.as_fd()));
+        files::remove_if_unused(&overlay, next_overlay);
+        let (control, reply) = split?;
         match reply {
             Reply::Split(split) => {
                 let fork = Self::of_fork(split.pid, control, Path::new(""), Path::new(""))?;
@@ -309,10 +364,15 @@ impl VmHandle {
     }
 
     /// Asks for something that ends with another process, whose control stream is returned.
-    fn ask_for_fork(&mut self, request: &Request) -> Result<(UnixStream, Reply), VmError> {
+    fn ask_for_fork(
+        &mut self,
+        request: &Request,
+        overlay: Option<BorrowedFd<'_>>,
+    ) -> Result<(UnixStream, Reply), VmError> {
         let (ours, theirs) = UnixStream::pair().map_err(VmError::Control)?;
         set_socket_passcred(&ours, true).map_err(|error| VmError::Control(error.into()))?;
-        send_with(&self.control, request, &[theirs.as_fd()]).map_err(|error| self.lost(error))?;
+        let all: Vec<_> = [theirs.as_fd()].into_iter().chain(overlay).collect();
+        send_with(&self.control, request, &all).map_err(|error| self.lost(error))?;
         drop(theirs);
         Ok((ours, self.answer(ANSWER + ANSWER)?))
     }
@@ -330,9 +390,19 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn wake_set(&mut self) -> Result<WakeSet, VmError> {
-        match self.ask(&Request::WakeSet, ANSWER)? {
+        let table = self.pagemap()?;
+        match self.ask_with(&Request::WakeSet, &[table.as_fd()], ANSWER)? {
             Reply::WakeSet(pages) => Ok(pages),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    fn pagemap(&mut self) -> Result<OwnedFd, VmError> {
+        let table = files::pagemap(self.pid()).map_err(|error| self.lost(error))?;
+        match self.is_gone() {
+            // The number may have been another's already.
+            true => Err(self.lost(io::ErrorKind::NotFound.into())),
+            false => Ok(table),
         }
     }
 
@@ -343,10 +413,10 @@ impl VmHandle {
     pub fn arm(&mut self, overlay: &Path) -> Result<Trace, VmError> {
         let spec = ArmSpec {
             overlay: overlay.to_owned(),
-            console: self.console.clone(),
-            vsock: self.vsock.clone(),
         };
-        match self.ask(&Request::Arm(spec), ANSWER)? {
+        let all = self.ends(overlay)?;
+        let all = all.each_ref().map(AsFd::as_fd);
+        match self.ask_with(&Request::Arm(spec), &all, ANSWER)? {
             Reply::Armed(trace) => Ok(trace),
             other => Err(unexpected(&other)),
         }
@@ -393,40 +463,61 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`].
     pub fn save(&mut self, directory: &Path) -> Result<Saved, VmError> {
-        match self.ask(&Request::Save(directory.to_owned()), SAVE)? {
-            Reply::Saved(saved) => Ok(*saved),
-            other => Err(unexpected(&other)),
+        let spec = SaveSpec {
+            memory: directory.join(MEMORY_FILE),
+            state: directory.join(STATE_FILE),
+            resident_bytes: files::resident_bytes(self.pid()),
+        };
+        let all = [
+            files::to_make(FailureKind::Host, &spec.memory)?,
+            files::to_make(FailureKind::Host, &spec.state)?,
+            self.pagemap()?,
+        ];
+        let saved = match self.ask_with(&Request::Save(spec), &all.each_ref().map(AsFd::as_fd), SAVE)? {
+            Reply::Saved(saved) => *saved,
+            other => return Err(unexpected(&other)),
+        };
+        for file in &all[..2] {
+            // Its process may not be allowed to.
+            let made = rustix::fs::fchmod(file, Mode::RUSR | Mode::RGRP | Mode::ROTH);
+            made.map_err(|error| VmError::Control(error.into()))?;
         }
+        Ok(saved)
     }
 
-    /// Seals what splits have frozen of the disk, and says which files are layers now, bottom first.
+    /// Seals what splits have frozen of the disk, and says which overlays are layers now, by number, bottom first.
     ///
     /// # Errors
     /// [`VmError`]; what is not sealed yet is by the next call.
-    pub fn seal_frozen(&mut self) -> Result<Vec<PathBuf>, VmError> {
+    pub fn seal_frozen(&mut self) -> Result<Vec<u32>, VmError> {
         match self.ask(&Request::SealFrozen, SAVE)? {
             Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Goes on with the disk of a running machine in a new overlay, seals what it was until then, and says which files
-    /// are layers now, bottom first. To these it is as if the power had failed: the guest should have synced.
+    /// Goes on with the disk of a running machine in a new overlay, seals what it was until then, and says which
+    /// overlays are layers now, by number, bottom first. To these it is as if the power had failed: the guest should have synced.
     ///
     /// # Errors
     /// [`VmError`]; what is not sealed yet is by [`VmHandle::seal_frozen`].
-    pub fn freeze_disk(&mut self, next_overlay: &Path) -> Result<Vec<PathBuf>, VmError> {
-        match self.ask(&Request::FreezeDisk(next_overlay.to_owned()), SAVE)? {
+    pub fn freeze_disk(&mut self, next_overlay: &Path) -> Result<Vec<u32>, VmError> {
+        let overlay = files::to_make(FailureKind::Disk, next_overlay)?;
+        let request = Request::FreezeDisk(next_overlay.to_owned());
+        let frozen = self.ask_with(&request, &[overlay.as_fd()], SAVE);
+        files::remove_if_unused(&overlay, next_overlay);
+        match frozen? {
             Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Seals the disk of a machine that has ended, and says which files are layers now, bottom first.
+    /// Seals the disk of a machine that has ended, and says which overlays are layers now, by number, bottom
+    /// first.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn seal_disk(&mut self) -> Result<Vec<PathBuf>, VmError> {
+    pub fn seal_disk(&mut self) -> Result<Vec<u32>, VmError> {
         match self.ask(&Request::SealDisk, SAVE)? {
             Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),
@@ -447,6 +538,17 @@ impl VmHandle {
     /// [`VmError`]; refused if that is less than it has.
     pub fn grow_disk(&mut self, bytes: u64) -> Result<(), VmError> {
         self.done(&Request::GrowDisk(bytes))
+    }
+
+    /// How the process is confined.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn confinement(&mut self) -> Result<Confinement, VmError> {
+        match self.ask(&Request::Confinement, ANSWER)? {
+            Reply::Confined(confinement) => Ok(*confinement),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Sizes and times.
@@ -485,7 +587,16 @@ impl VmHandle {
     }
 
     fn done(&mut self, request: &Request) -> Result<(), VmError> {
-        match self.ask(request, ANSWER)? {
+        self.done_with(request, &[], ANSWER)
+    }
+
+    fn done_with(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(), VmError> {
+        match self.ask_with(request, descriptors, limit)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }

@@ -30,6 +30,11 @@ fn thread_id_address() -> *mut libc::c_int {
     }
 }
 
+/// How [`sibling`] forks (clone(2)).
+pub const FORK_PLAIN: libc::c_int = libc::CLONE_PARENT | libc::SIGCHLD;
+/// The same, and what fork(3) of the C library does for its own record of the thread.
+pub const FORK: libc::c_int = FORK_PLAIN | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+
 /// Forks. The child's parent is the caller's parent (`CLONE_PARENT`, clone(2)).
 ///
 /// # Safety
@@ -39,11 +44,7 @@ fn thread_id_address() -> *mut libc::c_int {
 /// What `clone(2)` reports: the host is out of processes or memory.
 pub unsafe fn sibling() -> io::Result<Side> {
     let thread_id = thread_id_address();
-    let mut flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    if !thread_id.is_null() {
-        // What fork(3) of the C library does for its own record of the thread.
-        flags |= libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
-    }
+    let flags = if thread_id.is_null() { FORK_PLAIN } else { FORK };
     // SAFETY: without CLONE_VM and without a stack this is fork(2): the child goes on here, on its own copy of
     // everything. Nobody else holds a lock, by this function's contract. The thread id is written to where the
     // C library keeps it, in the child's copy.

@@ -8,6 +8,7 @@ use spore_protocol::network::Network;
 use spore_snapshot::checkpoint::{MemoryRecord, StateRecord};
 
 use crate::clock::Trace;
+use crate::confine::Confinement;
 use crate::disk::{DiskSpec, StackSpec};
 use crate::exit::Ended;
 use crate::machine::Identity;
@@ -16,6 +17,9 @@ use crate::wake_set::WakeSet;
 use super::keep::Token;
 
 /// What a VM process is asked.
+///
+/// The process opens no files. Those of a request come along with it, in the order they are named in; paths are what
+/// errors call them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
@@ -32,14 +36,15 @@ pub enum Request {
     Arm(ArmSpec),
     /// Let an armed machine run, and tell when it is ready. Answered with [`Reply::Woke`].
     Wake(WakeSpec),
-    /// Which pages the machine has touched. Answered with [`Reply::WakeSet`].
+    /// Which pages the machine has touched. The process's page table comes along. Answered with [`Reply::WakeSet`].
     WakeSet,
-    /// Write the template's memory and state into a directory. Answered with [`Reply::Saved`].
-    Save(PathBuf),
+    /// Write the template's memory and state into the files that come along; after them comes the process's page table.
+    /// Answered with [`Reply::Saved`].
+    Save(SaveSpec),
     /// Want the guest's next visit to its fork port to be a stop.
     ArmForkPort,
-    /// Stop the machine for a moment and fork: the child is a template of that instant, and its control stream is
-    /// the descriptor that comes along. Answered with [`Reply::Split`], by the parent, which runs on.
+    /// Stop the machine for a moment and fork: the child is a template of that instant. Its control stream and
+    /// the file of the machine's next overlay come along. Answered with [`Reply::Split`], by the parent, which runs on.
     Split(SplitSpec),
     /// Stop all its threads.
     Pause,
@@ -47,7 +52,7 @@ pub enum Request {
     Resume,
     /// Seal what splits have frozen of the disk; answered with [`Reply::Sealed`].
     SealFrozen,
-    /// Go on with the disk in a new overlay, and seal what it was until then; answered with [`Reply::Sealed`]. The
+    /// Go on with the disk in a new overlay, called this, in the file that comes along, and seal what it was until then; answered with [`Reply::Sealed`]. The
     /// guest runs on: to what is sealed it is as if the power had failed, so it should have synced.
     FreezeDisk(PathBuf),
     /// Seal the disk of a machine that has ended; answered with [`Reply::Sealed`].
@@ -64,6 +69,8 @@ pub enum Request {
     Keep(Token),
     /// Answered with [`Reply::Done`].
     Ping,
+    /// How the process is confined. Answered with [`Reply::Confined`].
+    Confinement,
     /// Tell (later, as [`Reply::Ended`]) when the VM ends by itself.
     AwaitEnd,
 }
@@ -88,10 +95,12 @@ pub enum Reply {
     Split(Split),
     /// Saved.
     Saved(Box<Saved>),
-    /// Files that are layers of the disk now and were not before, bottom first.
-    Sealed(Vec<PathBuf>),
+    /// The numbers of the overlays that are layers of the disk now and were not before, bottom first.
+    Sealed(Vec<u32>),
     /// Sizes and times.
     Stats(VmStats),
+    /// How the process is confined.
+    Confined(Box<Confinement>),
     /// The VM ended by itself.
     Ended(Ended),
     /// It could not be done.
@@ -142,12 +151,9 @@ pub struct BootSpec {
     pub kernel: PathBuf,
     /// Kernel command line.
     pub cmdline: String,
-    /// Root disk.
+    /// Root disk: its layers, its overlay. After them come where the serial console is logged, and the socket for clients
+    /// of the guest's vsock ports.
     pub disk: DiskSpec,
-    /// Where the serial console is logged.
-    pub console: PathBuf,
-    /// Unix socket for clients of the guest's vsock ports.
-    pub vsock: PathBuf,
     /// Its network card, connected to the TAP device whose descriptor comes along.
     pub network: Option<Network>,
 }
@@ -170,12 +176,9 @@ pub struct LoadSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArmSpec {
-    /// Where the root disk's private overlay is made; the file must not exist.
+    /// Where the root disk's private overlay is. After it come where the serial console is logged, and the socket for
+    /// clients of the guest's vsock ports.
     pub overlay: PathBuf,
-    /// Where the serial console is logged.
-    pub console: PathBuf,
-    /// Unix socket for clients of the guest's vsock ports.
-    pub vsock: PathBuf,
 }
 
 /// Letting an armed machine run.
@@ -196,6 +199,18 @@ pub struct SplitSpec {
     pub at_port_ms: u64,
     /// Where the machine's disk goes on.
     pub next_overlay: PathBuf,
+}
+
+/// Writing a template to files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SaveSpec {
+    /// Where its memory goes.
+    pub memory: PathBuf,
+    /// Where its state goes.
+    pub state: PathBuf,
+    /// Resident memory of the process, in bytes: a bound on what is written.
+    pub resident_bytes: u64,
 }
 
 /// A machine was split.

@@ -1,12 +1,13 @@
 //! The VM process and how it is talked to.
 //!
 //! A VM is a process of its own, `spore-vm`. Its standard input is one end of a socket pair; on it
-//! come requests, one at a time, and go replies ([`message`]). When the other end is closed, by
+//! come requests, one at a time, with the files they are about, and go replies ([`message`]). When the other end is closed, by
 //! whatever end its owner came to, the process exits and everything it had is gone with it; unless it was told to
 //! outlive its owner ([`keep`]): then it waits for the next one.
 //! [`server`] is the process, [`VmHandle`] its owner's handle.
 
 mod client;
+mod files;
 mod fork;
 pub(crate) mod keep;
 pub mod message;
@@ -15,9 +16,11 @@ pub mod server;
 mod wire;
 
 pub(crate) use client::{CONSOLE_LINES, Refused};
-pub use client::{VmError, VmHandle, program, serial};
+pub use client::{VmError, VmHandle, confinement, program, serial};
+pub(crate) use fork::{FORK, FORK_PLAIN};
 pub use keep::RecordError;
 pub(crate) use message::Welcome;
 pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};
 pub use owned::Killer;
 pub(crate) use owned::Process;
+pub(crate) use wire::Descriptors;

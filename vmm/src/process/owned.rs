@@ -141,7 +141,11 @@ fn describe(status: &WaitIdStatus) -> String {
         (_, Some(signal)) => signal,
         _ => 0,
     };
-    std::process::ExitStatus::from_raw(raw).to_string()
+    let hint = match status.terminating_signal() {
+        Some(libc::SIGSYS) => ": seccomp: it asked the host's kernel for what it may not",
+        _ => "",
+    };
+    format!("{}{hint}", std::process::ExitStatus::from_raw(raw))
 }
 
 impl Drop for Process {

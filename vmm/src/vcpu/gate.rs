@@ -84,7 +84,7 @@ impl Drop for Held<'_> {
 }
 
 /// The signal that kicks; its handler does nothing.
-fn kick_signal() -> i32 {
+pub(crate) fn kick_signal() -> i32 {
     libc::SIGRTMIN()
 }
 

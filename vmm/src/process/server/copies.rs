@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -30,29 +29,28 @@ fn host(error: impl std::fmt::Display) -> Failure {
     failure(FailureKind::Host, error)
 }
 
-fn control_of_child(mut came: Descriptors) -> Result<OwnedFd, Failure> {
+fn control_of_child(came: &mut Descriptors) -> Result<OwnedFd, Failure> {
     came.next("the fork's control stream")
         .map_err(|error| failure(FailureKind::Conflict, error))
 }
 
 impl Server {
     /// Loads a checkpoint.
-    pub(super) fn load(&mut self, spec: &LoadSpec) -> Result<Reply, Failure> {
+    pub(super) fn load(&mut self, spec: &LoadSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
         let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Checkpoint, error);
-        let open =
-            |path: &Path| File::open(path).map_err(|error| refused(&format!("{}: {error}", path.display())));
-        let payload = read_state(&open(&spec.state)?, &spec.state, &spec.state_record)
-            .map_err(|error| refused(&error))?;
+        let state = came.next("the state").map_err(|error| refused(&error))?;
+        let memory = came.next("the memory").map_err(|error| refused(&error))?;
+        let payload =
+            read_state(&state.into(), &spec.state, &spec.state_record).map_err(|error| refused(&error))?;
         let state: MachineState = postcard::from_bytes(&payload).map_err(|error| {
             refused(&format!(
                 "{}: the machine state is malformed: {error}",
                 spec.state.display()
             ))
         })?;
-        let memory = open(&spec.memory)?;
-        let template = Template::load(state, &memory).map_err(from_machine)?;
-        let disk = Stack::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
+        let template = Template::load(state, &memory.into()).map_err(from_machine)?;
+        let disk = Stack::of(&spec.disk, &mut came).map_err(|error| failure(FailureKind::Disk, error))?;
         self.vm = Vm::Template(Box::new(template), disk);
         Ok(Reply::Done)
     }
@@ -65,8 +63,8 @@ impl Server {
     }
 
     /// Forks a template.
-    pub(super) fn fork(&mut self, came: Descriptors) -> Answer {
-        let control = control_of_child(came)?;
+    pub(super) fn fork(&mut self, mut came: Descriptors) -> Answer {
+        let control = control_of_child(&mut came)?;
         let (template, disk) = self.take_template("fork")?;
         self.vm = Vm::Template(template, disk);
         // SAFETY: a template has no threads: those of machines there may have been are joined.
@@ -81,19 +79,22 @@ impl Server {
     }
 
     /// Stops the machine, forks, and lets it go on. In the child the machine is a template.
-    pub(super) fn split(&mut self, spec: &SplitSpec, came: Descriptors) -> Answer {
-        let control = control_of_child(came)?;
+    pub(super) fn split(&mut self, spec: &SplitSpec, mut came: Descriptors) -> Answer {
+        let control = control_of_child(&mut came)?;
+        let overlay = came.next("the next overlay").map_err(host)?;
         let mut trace = Trace::default();
         let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
-        let forked = self.still(&machine, spec, &mut trace).and_then(|(state, disk)| {
-            // SAFETY: the machine's threads were joined when it was stopped.
-            match unsafe { sibling() } {
-                Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
-                Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
-                Err(error) => Err(host(format!("fork: {error}"))),
-            }
-        });
+        let forked = self
+            .still(&machine, spec, overlay.into(), &mut trace)
+            .and_then(|(state, disk)| {
+                // SAFETY: the machine's threads were joined when it was stopped.
+                match unsafe { sibling() } {
+                    Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
+                    Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
+                    Err(error) => Err(host(format!("fork: {error}"))),
+                }
+            });
         match forked {
             Ok(Forked::Child(state, disk)) => {
                 self.become_template(machine, *state, disk, control);
@@ -143,11 +144,12 @@ impl Server {
         &self,
         machine: &Machine,
         spec: &SplitSpec,
+        overlay: File,
         trace: &mut Trace,
     ) -> Result<(MachineState, Stack), Failure> {
         let state = machine.save().map_err(from_machine)?;
         trace.mark("state saved");
-        let frozen = self.disk()?.freeze(&spec.next_overlay);
+        let frozen = self.disk()?.freeze(overlay, &spec.next_overlay);
         let frozen = frozen.map_err(|error| failure(FailureKind::Disk, error))?;
         trace.mark("disk frozen");
         Ok((state, frozen))

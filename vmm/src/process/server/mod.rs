@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::message::{Failure, FailureKind, Reply, Request};
 use super::wire::{Descriptors, receive, send};
+use crate::confine::Confinement;
 use crate::disk::{SharedOverlay, Stack};
 use crate::exit::Ended;
 use crate::machine::{Machine, MachineError, Running, Template};
@@ -42,6 +43,7 @@ struct Server {
     vm: Vm,
     disk: Option<SharedOverlay>,
     tell_end: bool,
+    confinement: Confinement,
 }
 
 /// What there is to do.
@@ -58,12 +60,12 @@ enum Next {
 /// What is to be said to the owner. After a fork, the child has nothing to say to the parent's.
 type Answer = Result<Option<Reply>, Failure>;
 
-/// Serves `control` until it is closed or the process has nothing more to say. A process that is kept serves whoever
+/// Serves `control`, in a process that is confined like this, until it is closed or the process has nothing more to say. A process that is kept serves whoever
 /// is its owner next, and never returns but for a failure.
 ///
 /// # Errors
 /// When the control stream fails.
-pub fn serve(control: OwnedFd) -> io::Result<()> {
+pub fn serve(control: OwnedFd, confinement: Confinement) -> io::Result<()> {
     gate::install_kick_handler()?;
     let mut server = Server {
         control: Some(UnixStream::from(control)),
@@ -71,6 +73,7 @@ pub fn serve(control: OwnedFd) -> io::Result<()> {
         vm: Vm::None,
         disk: None,
         tell_end: false,
+        confinement,
     };
     loop {
         if let Some(ended) = server.take_end() {
@@ -193,23 +196,24 @@ impl Server {
             Request::Fork => return self.fork(came),
             Request::Split(spec) => return self.split(&spec, came),
             Request::Boot(spec) => self.boot(spec, came),
-            Request::Load(spec) => self.load(&spec),
+            Request::Load(spec) => self.load(&spec, came),
             Request::UseWakeSet(pages) => self.use_wake_set(pages),
-            Request::Arm(spec) => self.arm(&spec),
+            Request::Arm(spec) => self.arm(&spec, came),
             Request::Wake(spec) => self.wake(&spec, came),
-            Request::WakeSet => self.wake_set(),
-            Request::Save(directory) => self.save(&directory),
+            Request::WakeSet => self.wake_set(came),
+            Request::Save(spec) => self.save(&spec, came),
             Request::ArmForkPort => self.arm_fork_port(),
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::SealFrozen => self.seal_frozen(),
-            Request::FreezeDisk(next) => self.freeze_disk(&next),
+            Request::FreezeDisk(next) => self.freeze_disk(&next, came),
             Request::SealDisk => self.seal_disk(),
             Request::RequestMemory(bytes) => self.request_memory(bytes),
             Request::GrowDisk(bytes) => self.grow_disk(bytes),
             Request::Stats => self.stats(),
             Request::Keep(token) => self.keep(token, came),
             Request::Ping => Ok(Reply::Done),
+            Request::Confinement => Ok(Reply::Confined(Box::new(self.confinement.clone()))),
             // Handled by the caller.
             Request::AwaitEnd => Ok(Reply::Done),
         }

@@ -1,8 +1,7 @@
 //! Making a machine, letting it run, asking it things.
 
 use std::fs::File;
-use std::io;
-use std::path::Path;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use spore_protocol::fork_port::Repair;
@@ -14,10 +13,10 @@ use crate::clock::Trace;
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
 use crate::machine::{Attachments, BootConfig, Machine};
+use crate::pagemap::Pagemap;
 use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
 use crate::process::wire::Descriptors;
 use crate::ram::RamLayout;
-use crate::socket;
 use crate::wake_set::WakeSet;
 
 /// Connects the network card of a machine that has not run yet, if it is to be.
@@ -35,53 +34,48 @@ fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -
 }
 
 impl Server {
-    fn attachments(
-        &mut self,
-        disk: SharedOverlay,
-        console: &Path,
-        vsock: &Path,
-    ) -> Result<Attachments, Failure> {
-        let host = |what: &Path| {
-            let what = what.display().to_string();
-            move |error: io::Error| failure(FailureKind::Host, format!("{what}: {error}"))
-        };
+    fn attachments(&mut self, disk: SharedOverlay, came: &mut Descriptors) -> Result<Attachments, Failure> {
+        let mut next = |what| came.next(what).map_err(|error| failure(FailureKind::Host, error));
         let backend = disk.backend();
         self.disk = Some(disk);
         Ok(Attachments {
             disk: backend,
-            console: File::create(console).map_err(host(console))?,
-            vsock: Some(socket::bind(vsock).map_err(host(vsock))?),
+            console: File::from(next("the console's log")?),
+            vsock: Some(UnixListener::from(next("the vsock clients' socket")?)),
         })
     }
 
-    pub(super) fn boot(&mut self, spec: BootSpec, came: Descriptors) -> Result<Reply, Failure> {
+    pub(super) fn boot(&mut self, spec: BootSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
-        let disk = disk::open(&spec.disk).map_err(|error| failure(FailureKind::Disk, error))?;
-        let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
+        let kernel = came
+            .next("the kernel")
+            .map_err(|error| failure(FailureKind::Host, error))?;
+        let disk = disk::of(&spec.disk, &mut came).map_err(|error| failure(FailureKind::Disk, error))?;
+        let attachments = self.attachments(disk, &mut came)?;
         let config = BootConfig {
             vcpus: spec.vcpus,
             ram: RamLayout {
                 boot: spec.boot_bytes,
                 hotplug: spec.hotplug_bytes,
             },
-            kernel: spec.kernel,
+            kernel: (spec.kernel, kernel.into()),
             cmdline: spec.cmdline,
         };
-        let machine = Machine::boot(&config, attachments).map_err(from_machine)?;
+        let machine = Machine::boot(config, attachments).map_err(from_machine)?;
         connect(machine.devices(), spec.network.as_ref(), came)?;
         self.vm = Vm::Running(machine.run().map_err(from_machine)?);
         Ok(Reply::Done)
     }
 
     /// Makes the template's machine and starts its threads, which wait. A template that cannot is of no more use.
-    pub(super) fn arm(&mut self, spec: &ArmSpec) -> Result<Reply, Failure> {
+    pub(super) fn arm(&mut self, spec: &ArmSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         let (template, stack) = self.take_template("arm")?;
         let mut trace = Trace::default();
         trace.mark("arming");
         let disk = stack
-            .overlay(&spec.overlay, Durability::Ephemeral)
+            .overlay(&spec.overlay, &mut came, Durability::Ephemeral)
             .map_err(|error| failure(FailureKind::Disk, error))?;
-        let attachments = self.attachments(disk, &spec.console, &spec.vsock)?;
+        let attachments = self.attachments(disk, &mut came)?;
         trace.mark("overlay, console, socket");
         let machine = template
             .into_machine(attachments, &mut trace)
@@ -114,10 +108,12 @@ impl Server {
         }))
     }
 
-    pub(super) fn wake_set(&self) -> Result<Reply, Failure> {
+    pub(super) fn wake_set(&self, mut came: Descriptors) -> Result<Reply, Failure> {
         let running = self.running("look at its pages")?;
         let plugged = super::saving::plugged_runs(running.devices());
-        let pages = WakeSet::record(running.ram(), &plugged)
+        let pages = came
+            .next("the page table")
+            .and_then(|table| WakeSet::record(running.ram(), &plugged, &Pagemap::of(table.into())))
             .map_err(|error| failure(FailureKind::Host, format!("the page table: {error}")))?;
         Ok(Reply::WakeSet(pages))
     }

@@ -2,33 +2,38 @@
 
 use std::path::Path;
 
-use spore_snapshot::checkpoint::{MEMORY_FILE, MemoryWriter, STATE_FILE, write_state};
+use spore_snapshot::checkpoint::{MemoryWriter, write_state_to};
 
 use super::{Server, Vm, cannot, failure};
 use crate::device_set::{DeviceSet, lock};
 use crate::hotplug::run_of;
 use crate::layout::MIB;
 use crate::machine::write_memory;
-use crate::process::message::{Failure, FailureKind, Reply, Saved};
+use crate::pagemap::Pagemap;
+use crate::process::message::{Failure, FailureKind, Reply, SaveSpec, Saved};
+use crate::process::wire::Descriptors;
 use crate::ram::PluggedRun;
 use crate::vcpu::cpuid;
 
 impl Server {
     /// Writes the template's memory and state. It stays a template.
-    pub(super) fn save(&self, directory: &Path) -> Result<Reply, Failure> {
+    pub(super) fn save(&self, spec: &SaveSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         let Vm::Template(template, disk) = &self.vm else {
             return Err(cannot("save", &self.vm));
         };
         let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Host, error);
         let (state, plugged) = (template.state(), template.plugged());
         let payload = postcard::to_stdvec(state).map_err(|error| refused(&error))?;
-        let mut writer = MemoryWriter::create(&directory.join(MEMORY_FILE), state.ram.span())
+        let mut next = |what| came.next(what).map_err(|error| refused(&error));
+        let (memory, state_file, table) = (next("the memory")?, next("the state")?, next("the page table")?);
+        let mut writer = MemoryWriter::to_file(memory.into(), &spec.memory, state.ram.span())
             .map_err(|error| refused(&error))?;
-        writer.expect_bytes(resident_bytes());
-        write_memory(template.ram(), plugged, &mut writer).map_err(|error| refused(&error))?;
+        writer.expect_bytes(spec.resident_bytes.max(MIB));
+        let table = Pagemap::of(table.into());
+        write_memory(template.ram(), plugged, &table, &mut writer).map_err(|error| refused(&error))?;
         let memory = writer.finish().map_err(|error| refused(&error))?.into_record();
         let state_record =
-            write_state(&directory.join(STATE_FILE), &payload).map_err(|error| refused(&error))?;
+            write_state_to(&state_file.into(), &spec.state, &payload).map_err(|error| refused(&error))?;
         Ok(Reply::Saved(Box::new(Saved {
             memory,
             state: state_record.into_record(),
@@ -51,10 +56,13 @@ impl Server {
         Ok(Reply::Sealed(layers))
     }
 
-    pub(super) fn freeze_disk(&self, next: &Path) -> Result<Reply, Failure> {
+    pub(super) fn freeze_disk(&self, next: &Path, mut came: Descriptors) -> Result<Reply, Failure> {
         self.running("freeze the disk")?;
+        let file = came
+            .next("the next overlay")
+            .map_err(|error| failure(FailureKind::Host, error))?;
         self.disk()?
-            .freeze(next)
+            .freeze(file.into(), next)
             .map_err(|error| failure(FailureKind::Disk, error))?;
         self.seal_frozen()
     }
@@ -74,15 +82,4 @@ impl Server {
 
 pub(super) fn plugged_runs(devices: &DeviceSet) -> Vec<PluggedRun> {
     lock(&devices.mem).device().plugged_ranges().map(run_of).collect()
-}
-
-/// Resident memory of this process, a bound on what a save writes; at least a MiB when it cannot be read.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: u64 = statm
-        .split_whitespace()
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0);
-    pages.saturating_mul(4096).max(MIB)
 }
