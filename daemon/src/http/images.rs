@@ -14,6 +14,7 @@ use crate::error::Result;
 
 /// How a build is waited for.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct BuildQuery {
     /// Answer at once, with the build's id; it goes on whoever hangs up.

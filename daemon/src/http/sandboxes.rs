@@ -88,6 +88,7 @@ pub async fn list(
 
 /// What of a sandbox is shown.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub struct ShowQuery {
     /// What it has used, too.
