@@ -35,11 +35,15 @@ const MAX_IMAGE_BODY: usize = 64 << 20;
 pub(crate) type Shared = Arc<Engine>;
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "Spore",
-    description = "Sandboxes, images and checkpoints of one host. See docs/api.md.",
-    license(name = "Apache-2.0", identifier = "Apache-2.0")
-))]
+#[openapi(
+    info(
+        title = "Spore",
+        description = "Sandboxes, images and checkpoints of one host. See docs/api.md.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    // What a client says in a WebSocket is in no call's body.
+    components(schemas(spore_types::ExecControl))
+)]
 struct Api;
 
 /// Work that blocks, in a thread where it may.

@@ -69,7 +69,7 @@ function saidBy(message: BuildMessage): string | undefined {
     case 'stepDone':
       return `[${message.step + 1}] done in ${(message.tookMs / 1000).toFixed(1)} s`;
     case 'phase':
-      return message.message === '' ? message.phase : message.message;
+      return message.message === '' ? message.phase : `${message.phase}: ${message.message}`;
     default:
       return undefined; // Also what a newer daemon says.
   }

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { inspect } from 'node:util';
+
 import { CommandFailedError } from './errors.js';
 import type { ExecRequest, ExecResult as WireResult } from './types.js';
 
@@ -70,6 +72,23 @@ export class ExecResult {
   /** Whether its exit code is 0. */
   get ok(): boolean {
     return this.exitCode === 0;
+  }
+
+  /** It with its output as text. */
+  toJSON(): WireResult & { ok: boolean } {
+    const { exitCode, ok, signal, timedOut, oomKills, tookMs, maxRssBytes, truncated } = this;
+    const { stdout, stderr } = this;
+    const killed = signal !== undefined && { signal };
+    return { exitCode, ok, ...killed, timedOut, oomKills, tookMs, maxRssBytes, truncated, stdout, stderr };
+  }
+
+  /**
+   * As `console.log` shows it.
+   *
+   * @internal
+   */
+  [inspect.custom](): object {
+    return this.toJSON();
   }
 }
 

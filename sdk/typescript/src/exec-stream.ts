@@ -122,7 +122,8 @@ export class ExecStream implements AsyncIterable<ExecOutput>, AsyncDisposable {
   /**
    * How the command ended. What it wrote and nobody has taken is in the result, of each output the first 8 MiB.
    *
-   * @throws SporeError if it could not be run, or was not seen to its end.
+   * @throws GuestRefusedError if its directory or its user is not there; ConnectionLostError, or what the signal was
+   * aborted with, if it was not seen to its end.
    */
   async wait(): Promise<ExecResult> {
     this.#kept ??= this.#output.keep();

@@ -238,8 +238,9 @@ export class Sandbox implements AsyncDisposable {
    *
    * @param command - A line for `/bin/sh -c`, or a list of a program and its arguments without a shell between; an
    * empty list is the image's own command.
-   * @throws CommandFailedError if its exit code is not 0 and `check` was asked for; GuestRefusedError if it could not
-   * be started; SandboxEndedError if the sandbox ended meanwhile.
+   * @throws CommandFailedError if its exit code is not 0 and `check` was asked for; GuestRefusedError if its directory or
+   * its user is not there (a program that is not there is exit code 127); SandboxEndedError if the sandbox ended
+   * meanwhile.
    */
   async exec(command: Command, options: ExecOptions = {}): Promise<ExecResult> {
     const { check, signal } = options;
@@ -251,7 +252,7 @@ export class Sandbox implements AsyncDisposable {
   /**
    * Starts a command, to hear what it writes while it runs and to talk with it. See {@link ExecStream}.
    *
-   * @throws here or by what is returned: GuestRefusedError if it could not be started.
+   * @throws NotFoundError if the sandbox is no more. All else is told by what is returned.
    */
   execStream(command: Command, options: ExecStreamOptions = {}): Promise<ExecStream> {
     return ExecStream.open(this.#client.transport, `${this.#path}/exec`, command, options);

@@ -15,7 +15,7 @@ import { fail, fakeDaemon, imageInfo, json } from './support/fake.js';
 
 const MESSAGES = [
   { type: 'build', buildId: 'b1' },
-  { type: 'phase', phase: 'booting', message: 'boots the build VM' },
+  { type: 'phase', phase: 'booting', message: '1024 MiB' },
   { type: 'stepCached', step: 0, of: 2, label: 'apt_install curl' },
   { type: 'stepStarted', step: 1, of: 2, label: 'run make' },
   { type: 'output', text: 'one\r\ntw' },
@@ -26,7 +26,7 @@ const MESSAGES = [
 ];
 
 const LINES = [
-  'boots the build VM',
+  'booting: 1024 MiB',
   '[1/2] apt_install curl (cached)',
   '[2/2] run make',
   'one',

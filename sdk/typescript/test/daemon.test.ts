@@ -78,7 +78,8 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
       assert.equal(error.result.exitCode, 4);
       return true;
     });
-    await assert.rejects(sandbox.exec(['/no/such/program']), GuestRefusedError);
+    assert.equal((await sandbox.exec(['/no/such/program'])).exitCode, 127);
+    await assert.rejects(sandbox.exec('true', { cwd: '/no/such/directory' }), GuestRefusedError);
     const late = await sandbox.exec('sleep 100', { timeoutSeconds: 1 });
     assert.deepEqual([late.timedOut, late.exitCode], [true, 124]);
   });
@@ -94,7 +95,7 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
   });
 
   await t.test('files', async (t) => {
-    const bytes = Buffer.alloc(2_500_000, Buffer.from([0, 1, 254, 255, 10]));
+    const bytes = Buffer.alloc(400_000, Buffer.from([0, 1, 254, 255, 10]));
     const local = path.join(temporary(t), 'local');
     writeFileSync(local, bytes);
     await sandbox.files.upload(local, '/tmp/new dir/ü&?', { mode: 0o640 });
@@ -134,7 +135,8 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
     await using sleeping = await sandbox.execStream(['sleep', '1000']);
     await sleeping.sendSignal('SIGTERM');
     assert.equal((await sleeping.wait()).signal, 15);
-    await assert.rejects((await sandbox.execStream(['/no/such/program'])).wait(), GuestRefusedError);
+    const homeless = await sandbox.execStream('true', { user: 'nobody-here' });
+    await assert.rejects(homeless.wait(), GuestRefusedError);
   });
 
   await t.test('it is paused and goes on', async () => {
@@ -146,8 +148,8 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
 
   await t.test('it grows and shrinks', async () => {
     const { floorMB } = sandbox.memory;
-    assert.equal((await sandbox.resize(floorMB + 256)).memory.grantedMB, floorMB + 256);
-    assert.ok((await sandbox.usage()).pluggedBytes >= 256 * 1024 * 1024);
+    assert.equal((await sandbox.resize(floorMB + 64)).memory.grantedMB, floorMB + 64);
+    assert.ok((await sandbox.usage()).pluggedBytes >= 64 * 1024 * 1024);
     assert.equal((await sandbox.resize(floorMB)).memory.grantedMB, floorMB);
     await assert.rejects(sandbox.resize(1 << 20));
   });
@@ -182,6 +184,29 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
     assert.equal(one.id, other.id);
     assert.equal(await one.kill(), true);
     assert.equal(await other.kill(), false);
+  });
+
+  await t.test('a create that is aborted leaves nothing', async () => {
+    const controller = new AbortController();
+    const making = Sandbox.create({ client, image, metadata: mark, signal: controller.signal });
+    const gone = assert.rejects(making, { name: 'AbortError' });
+    // It has gone out, and a sandbox is not made so fast.
+    setImmediate(() => {
+      setImmediate(() => {
+        controller.abort();
+      });
+    });
+    await gone;
+    let found: Sandbox[] = [];
+    for (let quiet = 0; quiet < 10; quiet += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      found = await Sandbox.list({ client, metadata: mark });
+      if (found.length > 1) quiet = 0;
+    }
+    assert.deepEqual(
+      found.map(({ id }) => id),
+      [sandbox.id],
+    );
   });
 
   await t.test('what is wrong is said in the words of its code', async () => {

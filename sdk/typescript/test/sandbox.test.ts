@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { TestContext } from 'node:test';
+import { inspect } from 'node:util';
 
 import {
   CommandFailedError,
@@ -62,14 +63,14 @@ test('a sandbox is made as it was asked for', async (t) => {
 test('an image that is no more than words is built first', async (t) => {
   const { client, seen } = await fakeDaemon(t, (request, response) => {
     if (request.path === '/v1/images') {
-      response.write(`data: ${JSON.stringify({ type: 'phase', phase: 'booting', message: 'boots' })}\n\n`);
+      response.write(`data: ${JSON.stringify({ type: 'phase', phase: 'booting', message: '' })}\n\n`);
       response.end(`data: ${JSON.stringify({ type: 'image', image: imageInfo('img-7') })}\n\n`);
     } else json(response, 201, sandboxInfo('sb-1'));
   });
   const lines: string[] = [];
   const image = Image.base('busybox').runCommands('true');
   await Sandbox.create({ client, image, memoryMB: 4096, onBuildLog: (line) => lines.push(line) });
-  assert.deepEqual(lines, ['boots']);
+  assert.deepEqual(lines, ['booting']);
   assert.deepEqual(
     seen.map((request) => request.json),
     [{ manifest: image.manifest() }, { image: 'img-7', memoryMB: 4096 }],
@@ -165,6 +166,7 @@ test('a command is a line for a shell or a program and its arguments', async (t)
   const result = await sandbox.exec('ls -l');
   assert.deepEqual([result.stdout, result.stderr, result.ok, result.exitCode], ['\ufffdA', 'ü', true, 0]);
   assert.deepEqual([...result.stdoutBytes], [0xff, 0x41]);
+  assert.match(inspect(result), /exitCode: 0,\n[^]*stdout: '\ufffdA'/);
   await sandbox.exec(['printf', '%s', 'a b'], {
     env: { A: '1' },
     cwd: '/',
