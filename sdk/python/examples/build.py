@@ -19,7 +19,7 @@ def main(base: str) -> None:
     except BuildFailedError as error:
         sys.exit(f"{error.message}\nIf it was out of memory, raise builder_memory.")
     print("content hash:", built.content_hash == image.content_hash())
-    with Sandbox.create(image=built, memory_mb=1536, timeout_seconds=600) as sandbox:
+    with Sandbox.create(image=built, memory_mb=1280, timeout_seconds=600) as sandbox:
         print(sandbox.exec("./greet && cat greeting", check=True).stdout, end="")
 
 

@@ -95,7 +95,12 @@ def spawn(request: dict[str, Any], root: Path, image: ImageState = NOTHING) -> s
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], **image.env, **request.get("env", {})},
+        # With SPORE_TEST_RUN, by which CI finds what a test run leaves.
+        env={
+            **{name: os.environ[name] for name in ("PATH", "SPORE_TEST_RUN") if name in os.environ},
+            **image.env,
+            **request.get("env", {}),
+        },
         cwd=directory,
         start_new_session=True,
     )
