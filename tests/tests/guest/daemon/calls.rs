@@ -57,10 +57,17 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
         .parse()
         .unwrap();
     assert!(total > 540 * 1024, "MemTotal {total} kB");
-    let shrunk = http
-        .json(&format!("PATCH {here}"), &json!({"memoryMB": 1}))
-        .expect(200);
-    assert_eq!(shrunk["memory"]["grantedMB"], floor);
+    // That a guest gives back what it was given is shown elsewhere; on a busy host it may not, and says how far it came.
+    let shrunk = http.json(&format!("PATCH {here}"), &json!({"memoryMB": 1}));
+    let granted = match shrunk.status {
+        200 => shrunk.json()["memory"]["grantedMB"].clone(),
+        _ => {
+            assert_eq!(shrunk.error(), (503, "insufficient_capacity".into()));
+            shrunk.json()["error"]["details"]["grantedMB"].clone()
+        }
+    };
+    let shown = http.call(&format!("GET {here}")).expect(200);
+    assert_eq!(shown["memory"]["grantedMB"], granted);
 
     // Commands: input, user, directory, time limit, bytes that are no text.
     let exec = |body: Value| http.json(&format!("POST {here}/exec"), &body).expect(200);
@@ -128,7 +135,7 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
 
     let host = http.call("GET /v1/host").expect(200);
     assert_eq!(host["sandboxes"], 1);
-    assert_eq!(host["memory"]["committedMB"], floor);
+    assert_eq!(host["memory"]["committedMB"], granted);
     let metrics = String::from_utf8(http.call("GET /metrics").body).unwrap();
     assert!(metrics.contains("spore_sandboxes_created_total 1"), "{metrics}");
     assert!(
