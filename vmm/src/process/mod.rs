@@ -3,7 +3,7 @@
 //! A VM is a process of its own, `spore-vm`. Its standard input is one end of a socket pair; on it
 //! come requests, one at a time, with the files they are about, and go replies ([`message`]). When the other end is closed, by
 //! whatever end its owner came to, the process exits and everything it had is gone with it; unless it was told to
-//! outlive its owner ([`keep`]): then it waits for the next one.
+//! outlive its owner (`keep`): then it waits for the next one.
 //! [`server`] is the process, [`VmHandle`] its owner's handle.
 
 mod client;
