@@ -1,7 +1,7 @@
 //! What is left of something, as `spore demo` looks for it, and processes by number.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -74,6 +74,21 @@ pub fn private_bytes(pid: u32) -> u64 {
     let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
     let kib = lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap());
     kib.sum::<u64>() << 10
+}
+
+/// The files under a directory that a process has open for writing.
+pub fn written_files(pid: u32, directory: &Path) -> Vec<PathBuf> {
+    let process = Path::new("/proc").join(pid.to_string());
+    let links = fs::read_dir(process.join("fd")).unwrap().flatten();
+    let written = links.filter_map(|link| {
+        let path = fs::read_link(link.path()).ok()?;
+        let info = fs::read_to_string(process.join("fdinfo").join(link.file_name())).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        // O_WRONLY or O_RDWR.
+        let writes = u32::from_str_radix(flags.trim(), 8).unwrap() & 3 != 0;
+        (writes && path.starts_with(directory)).then_some(path)
+    });
+    written.collect()
 }
 
 /// What the descriptors of a process are of, as the kernel names it.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,9 +18,35 @@ pub struct SharedOverlay(Arc<Mutex<Disk>>);
 struct Disk {
     overlay: Option<Overlay>,
     /// Layers frozen under the overlay that are not sealed yet: a seal failed half-way.
-    unsealed: Vec<Arc<Layer>>,
+    unsealed: Vec<Frozen>,
     /// The names of those frozen by this machine, bottom first.
     own: Vec<PathBuf>,
+}
+
+/// A layer that was the machine's overlay, and can still be written to.
+#[derive(Clone)]
+struct Frozen {
+    layer: Arc<Layer>,
+    /// The same file, open for reading only; absent where nothing runs on it any more.
+    reader: Option<Arc<OwnedFd>>,
+}
+
+impl Frozen {
+    /// Gives up writing to it, for good: others lie on it now.
+    fn give_up(&self) -> io::Result<()> {
+        let Some(reader) = &self.reader else { return Ok(()) };
+        let which = |file: BorrowedFd<'_>| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+        if which(reader.as_fd())? != which(self.layer.as_fd())? {
+            return Err(io::Error::other("what came for reading is another file"));
+        }
+        let (from, to) = (reader.as_raw_fd(), self.layer.as_fd().as_raw_fd());
+        // SAFETY: both are live descriptors of one file. Whoever reads through the second meanwhile, by position, reads
+        // the same bytes through the old open file or the new one.
+        match unsafe { libc::dup3(from, to, libc::O_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A disk at rest: what machines put their overlays on.
@@ -114,11 +141,13 @@ impl SharedOverlay {
     }
 
     /// The disk as of now, as layers that take no more writes; the machine's goes on above them in a new overlay in
-    /// `file`, which is empty and called `next`. To these layers it is as if the power had failed, unless the machine stands still. A disk nothing was written to goes on as it is.
+    /// `file`, which is empty and called `next`. `reader` is the file of the overlay that it had until then, open for
+    /// reading only: once it is sealed, that is all that is left of it here. To these layers it is as if the power had
+    /// failed, unless the machine stands still. A disk nothing was written to goes on as it is.
     ///
     /// # Errors
     /// What the disk reports. The machine can go on.
-    pub fn freeze(&self, file: File, next: &Path) -> Result<Stack, DiskError> {
+    pub fn freeze(&self, file: File, next: &Path, reader: OwnedFd) -> Result<Stack, DiskError> {
         let mut disk = self.lock();
         let Some(overlay) = &disk.overlay else {
             return Err(lost(next));
@@ -132,7 +161,10 @@ impl SharedOverlay {
             let frozen = overlay.freeze();
             layers.push(frozen.clone());
             disk.own.push(frozen.path().to_owned());
-            disk.unsealed.push(frozen);
+            disk.unsealed.push(Frozen {
+                layer: frozen,
+                reader: Some(Arc::new(reader)),
+            });
             let over = layers.clone();
             disk.overlay = Some(Overlay::create_named(file, next, size, over, durability)?);
         }
@@ -167,12 +199,35 @@ impl SharedOverlay {
     pub fn seal_frozen(&self) -> Result<Vec<u32>, DiskError> {
         // Not under the lock: the guest reads and writes meanwhile.
         let frozen = self.lock().unsealed.clone();
-        for layer in &frozen {
+        for Frozen { layer, .. } in &frozen {
             layer.seal()?;
         }
+        self.give_up_writing(&frozen)?;
         self.lock().unsealed.drain(..frozen.len());
-        let numbers = frozen.iter().filter_map(|layer| overlay_number(layer.path()));
+        let numbers = frozen
+            .iter()
+            .filter_map(|frozen| overlay_number(frozen.layer.path()));
         Ok(numbers.collect())
+    }
+
+    fn give_up_writing(&self, frozen: &[Frozen]) -> Result<(), DiskError> {
+        for frozen in frozen {
+            frozen.give_up().map_err(|source| DiskError::Io {
+                action: "give up writing to",
+                path: frozen.layer.path().to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// In a forked process, which is another machine's: what was frozen it can read, and its parent seals it.
+    ///
+    /// # Errors
+    /// What the disk reports.
+    pub fn only_read(&self) -> Result<(), DiskError> {
+        let frozen = self.lock().unsealed.clone();
+        self.give_up_writing(&frozen)
     }
 
     /// Seals what was written as a layer, when the machine is over and nothing will be written again.
@@ -186,7 +241,10 @@ impl SharedOverlay {
         if let Some(overlay) = disk.overlay.take() {
             let frozen = overlay.freeze();
             disk.own.push(frozen.path().to_owned());
-            disk.unsealed.push(frozen);
+            disk.unsealed.push(Frozen {
+                layer: frozen,
+                reader: None,
+            });
         }
         drop(disk);
         self.seal_frozen()

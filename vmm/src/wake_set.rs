@@ -9,6 +9,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::layout::PAGE_SIZE;
 use crate::pagemap::{Pagemap, runs};
 use crate::ram::{PluggedRun, Ram};
 
@@ -45,6 +46,25 @@ impl WakeSet {
             }
         }
         Ok(set)
+    }
+
+    /// Whether all of it is memory that a machine has, and no more than that.
+    pub fn fits(&self, ram: &Ram, plugged: &[PluggedRun]) -> bool {
+        let ranges: Vec<(u64, u64)> = ram.ranges(plugged).into_iter().collect();
+        let inside = |&(at, bytes): &(u64, u64)| {
+            let end = at.checked_add(bytes);
+            let whole = at.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE) && bytes > 0;
+            whole
+                && ranges
+                    .iter()
+                    .any(|(start, length)| at >= *start && end.is_some_and(|end| end <= start + length))
+        };
+        let all: u64 = ranges.iter().map(|(_, bytes)| bytes).sum();
+        let runs = || self.written.iter().chain(&self.read);
+        runs().all(inside)
+            && runs()
+                .try_fold(0u64, |sum, (_, bytes)| sum.checked_add(*bytes))
+                .is_some_and(|sum| sum <= all)
     }
 
     /// Brings the pages in. It is advice: a kernel that does not know it (before 5.14) leaves the faults to the guest.
@@ -126,5 +146,28 @@ mod tests {
             read: vec![],
         };
         assert!(wild.populate(&second).is_err());
+        assert!(set.fits(&second, &[]) && !wild.fits(&second, &[]));
+        for (at, bytes) in [
+            (1, 4096),
+            (0, 0),
+            (0, 100),
+            (u64::MAX - 4095, 4096),
+            (64 * MIB, 4096),
+        ] {
+            let read = vec![(at, bytes)];
+            assert!(
+                !WakeSet {
+                    written: vec![],
+                    read
+                }
+                .fits(&second, &[]),
+                "{at} {bytes}"
+            );
+        }
+        let twice = WakeSet {
+            written: vec![(0, 64 * MIB)],
+            read: vec![(0, 64 * MIB)],
+        };
+        assert!(!twice.fits(&second, &[]));
     }
 }

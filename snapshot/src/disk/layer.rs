@@ -1,6 +1,7 @@
 //! An immutable layer of a disk.
 
 use std::fs::{File, OpenOptions, Permissions};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -30,6 +31,13 @@ pub enum LayerKind {
 pub struct Layer {
     pub(crate) inner: ClusterFile,
     kind: LayerKind,
+}
+
+/// The open file. One that was an overlay is open for writing, until its descriptor is replaced.
+impl AsFd for Layer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.file.as_fd()
+    }
 }
 
 impl Layer {

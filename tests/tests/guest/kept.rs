@@ -8,7 +8,7 @@ use spore_snapshot::store::{RunDir, Store};
 use spore_tests::sandbox::{LIMIT, Sandbox};
 use spore_tests::{left, role};
 use spore_vmm::guest::{AdoptError, Guest, adoptable, discard};
-use spore_vmm::process::RecordError;
+use spore_vmm::process::{Overlays, RecordError};
 
 use crate::image::{Copy, DISK_MB, FLOOR_MB, checkpoint_of, image};
 
@@ -54,9 +54,12 @@ pub fn keeper(root: &Path) {
 /// its fork port and before it copied it there.
 pub fn interrupted(root: &Path) {
     let mut guest = kept(root);
-    let next = guest.run_dir().join("disk-1");
+    let overlays = Overlays {
+        present: guest.run_dir().join("disk-0"),
+        next: guest.run_dir().join("disk-1"),
+    };
     guest.sh("sync");
-    let sealed = guest.vm().freeze_disk(&next).unwrap();
+    let sealed = guest.vm().freeze_disk(&overlays).unwrap();
     assert_eq!(sealed, [0]);
     guest.put("/var/after", "frozen");
     guest.vm().arm_fork_port().unwrap();

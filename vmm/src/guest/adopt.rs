@@ -274,12 +274,20 @@ impl Guest {
             what: run.path().to_owned(),
             source,
         })?;
-        let numbers = numbers.filter_map(|entry| overlay_number(&entry.ok()?.path()));
-        let overlays = numbers.max().unwrap_or(0);
+        let numbers: Vec<(u32, bool)> = numbers
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((overlay_number(&entry.path())?, entry.metadata().ok()?.len() > 0))
+            })
+            .collect();
+        let overlays = numbers.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        // One that was made and not used has no length.
+        let used = numbers.iter().filter(|(_, used)| *used);
+        let in_use = used.map(|(number, _)| *number).max().unwrap_or(0);
         // What the last owner did not come to put into the store.
         let missing = welcome.layers.saturating_sub(pinned.len());
         let mut guest = Self::with(run, vm, pinned)?;
-        (guest.kept, guest.overlays) = (true, overlays);
+        (guest.kept, guest.overlays, guest.overlay_in_use) = (true, overlays, in_use);
         guest.trace.mark("adopted");
         guest.vm.seal_frozen()?;
         let first = welcome.own.len().checked_sub(missing);

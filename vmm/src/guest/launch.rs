@@ -13,7 +13,7 @@ use crate::clock::Trace;
 use crate::disk::{DiskSpec, LayerFile, StackSpec, overlay_name};
 use crate::kvm::KvmKind;
 use crate::layout::{LINUX_MEMORY_BLOCK, MIB};
-use crate::process::{BootSpec, VmHandle};
+use crate::process::{BootSpec, Overlays, VmHandle};
 use crate::random;
 
 /// Largest memory a guest may grow to when nothing else is said, in MiB.
@@ -93,6 +93,7 @@ impl Guest {
             vm,
             run,
             overlays: 0,
+            overlay_in_use: 0,
             disk_layers,
             unadopted: Vec::new(),
             kept: false,
@@ -102,10 +103,19 @@ impl Guest {
         })
     }
 
-    /// A new name each time: what was to go on there may have failed after it was made.
-    pub(super) fn next_overlay(&mut self) -> PathBuf {
+    /// Where its disk is written to, and a new name each time: what was to go on there may have failed after it was
+    /// made.
+    pub(super) fn next_overlay(&mut self) -> Overlays {
+        // One that was made and not used is gone, or has no length.
+        let newest = std::fs::metadata(self.overlay(self.overlays));
+        if newest.is_ok_and(|file| file.len() > 0) {
+            self.overlay_in_use = self.overlays;
+        }
         self.overlays += 1;
-        self.overlay(self.overlays)
+        Overlays {
+            present: self.overlay(self.overlay_in_use),
+            next: self.overlay(self.overlays),
+        }
     }
 
     /// Where overlay number `index` of this guest is.

@@ -129,7 +129,9 @@ fn seconds(limit: &Duration) -> String {
 pub struct Guest {
     vm: VmHandle,
     run: RunDir,
+    /// The number of the newest overlay there was to be, and of the one in use.
     overlays: u32,
+    overlay_in_use: u32,
     disk_layers: Vec<Digest>,
     /// Sealed layers that are not in the store yet: a checkpoint failed in between.
     unadopted: Vec<PathBuf>,

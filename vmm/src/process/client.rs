@@ -22,6 +22,7 @@ use super::message::{
 };
 use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 
+use super::files::Overlays;
 use super::owned::{Killer, Process};
 use super::wire::{Descriptors, receive, receive_from, send, send_with};
 use crate::clock::Trace;
@@ -333,7 +334,7 @@ impl VmHandle {
     /// # Errors
     /// [`VmError`]; this process is none the worse.
     pub fn fork(&mut self, console: &Path, vsock: &Path) -> Result<Self, VmError> {
-        let (control, reply) = self.ask_for_fork(&Request::Fork, None)?;
+        let (control, reply) = self.ask_for_fork(&Request::Fork, &[])?;
         match reply {
             Reply::Forked(pid) => Self::of_fork(pid, control, console, vsock),
             other => Err(unexpected(&other)),
@@ -341,18 +342,18 @@ impl VmHandle {
     }
 
     /// Stops the machine for a moment and forks the process: the fork is a template of that instant. The machine
-    /// runs on.
+    /// runs on, its disk in the next of `overlays`, a new file, instead of the present one.
     ///
     /// # Errors
     /// [`VmError`]; the machine runs on if it can.
-    pub fn split(&mut self, at_port: Duration, next_overlay: &Path) -> Result<(Self, Split), VmError> {
+    pub fn split(&mut self, at_port: Duration, overlays: &Overlays) -> Result<(Self, Split), VmError> {
         let spec = SplitSpec {
             at_port_ms: millis(at_port),
-            next_overlay: next_overlay.to_owned(),
+            next_overlay: overlays.next.clone(),
         };
-        let overlay = files::to_make(FailureKind::Disk, next_overlay)?;
-        let split = self.ask_for_fork(&Request::Split(spec), Some(overlay.as_fd()));
-        files::remove_if_unused(&overlay, next_overlay);
+        let files = overlays.open()?;
+        let split = self.ask_for_fork(&Request::Split(spec), &files.each_ref().map(AsFd::as_fd));
+        overlays.clean_up(&files[0], split.as_ref().err());
         let (control, reply) = split?;
         match reply {
             Reply::Split(split) => {
@@ -367,11 +368,14 @@ impl VmHandle {
     fn ask_for_fork(
         &mut self,
         request: &Request,
-        overlay: Option<BorrowedFd<'_>>,
+        files: &[BorrowedFd<'_>],
     ) -> Result<(UnixStream, Reply), VmError> {
         let (ours, theirs) = UnixStream::pair().map_err(VmError::Control)?;
         set_socket_passcred(&ours, true).map_err(|error| VmError::Control(error.into()))?;
-        let all: Vec<_> = [theirs.as_fd()].into_iter().chain(overlay).collect();
+        let all: Vec<_> = [theirs.as_fd()]
+            .into_iter()
+            .chain(files.iter().copied())
+            .collect();
         send_with(&self.control, request, &all).map_err(|error| self.lost(error))?;
         drop(theirs);
         Ok((ours, self.answer(ANSWER + ANSWER)?))
@@ -496,16 +500,16 @@ impl VmHandle {
         }
     }
 
-    /// Goes on with the disk of a running machine in a new overlay, seals what it was until then, and says which
+    /// Goes on with the disk of a running machine in the next of `overlays`, seals what it was until then, and says which
     /// overlays are layers now, by number, bottom first. To these it is as if the power had failed: the guest should have synced.
     ///
     /// # Errors
     /// [`VmError`]; what is not sealed yet is by [`VmHandle::seal_frozen`].
-    pub fn freeze_disk(&mut self, next_overlay: &Path) -> Result<Vec<u32>, VmError> {
-        let overlay = files::to_make(FailureKind::Disk, next_overlay)?;
-        let request = Request::FreezeDisk(next_overlay.to_owned());
-        let frozen = self.ask_with(&request, &[overlay.as_fd()], SAVE);
-        files::remove_if_unused(&overlay, next_overlay);
+    pub fn freeze_disk(&mut self, overlays: &Overlays) -> Result<Vec<u32>, VmError> {
+        let files = overlays.open()?;
+        let request = Request::FreezeDisk(overlays.next.clone());
+        let frozen = self.ask_with(&request, &files.each_ref().map(AsFd::as_fd), SAVE);
+        overlays.clean_up(&files[0], frozen.as_ref().err());
         match frozen? {
             Reply::Sealed(layers) => Ok(layers),
             other => Err(unexpected(&other)),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
@@ -86,9 +86,28 @@ pub(super) fn resident_bytes(pid: u32) -> u64 {
     pages.unwrap_or(0u64).saturating_mul(4096)
 }
 
-/// Removes a file that its process had no use for: an overlay that is one has a length.
-pub(super) fn remove_if_unused(file: &OwnedFd, path: &Path) {
-    if rustix::fs::fstat(file.as_fd()).is_ok_and(|stat| stat.st_size == 0) {
-        let _ = std::fs::remove_file(path);
+/// Where a machine's disk is written to, and where it will be.
+#[derive(Clone, Debug)]
+pub struct Overlays {
+    /// The present overlay's file.
+    pub present: PathBuf,
+    /// The next one's, which must not exist.
+    pub next: PathBuf,
+}
+
+impl Overlays {
+    /// The next, and the present to read.
+    pub(super) fn open(&self) -> Result<[OwnedFd; 2], VmError> {
+        let present = to_read(FailureKind::Disk, &self.present)?;
+        Ok([to_make(FailureKind::Disk, &self.next)?, present])
+    }
+
+    /// Removes the next if its process had no use for it: one that is in use has a length. Where the process did not
+    /// answer, it may yet come to that.
+    pub(super) fn clean_up(&self, next: &OwnedFd, error: Option<&VmError>) {
+        let unused = rustix::fs::fstat(next.as_fd()).is_ok_and(|stat| stat.st_size == 0);
+        if unused && !matches!(error, Some(VmError::Control(_))) {
+            let _ = std::fs::remove_file(&self.next);
+        }
     }
 }

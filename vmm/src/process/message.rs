@@ -43,8 +43,8 @@ pub enum Request {
     Save(SaveSpec),
     /// Want the guest's next visit to its fork port to be a stop.
     ArmForkPort,
-    /// Stop the machine for a moment and fork: the child is a template of that instant. Its control stream and
-    /// the file of the machine's next overlay come along. Answered with [`Reply::Split`], by the parent, which runs on.
+    /// Stop the machine for a moment and fork: the child is a template of that instant. Its control stream,
+    /// the file of the machine's next overlay, and that of its present one, open for reading only, come along. Answered with [`Reply::Split`], by the parent, which runs on.
     Split(SplitSpec),
     /// Stop all its threads.
     Pause,
@@ -52,7 +52,8 @@ pub enum Request {
     Resume,
     /// Seal what splits have frozen of the disk; answered with [`Reply::Sealed`].
     SealFrozen,
-    /// Go on with the disk in a new overlay, called this, in the file that comes along, and seal what it was until then; answered with [`Reply::Sealed`]. The
+    /// Go on with the disk in a new overlay, called this, in the file that comes along (the one it has, open for
+    /// reading only, comes after it), and seal what it was until then; answered with [`Reply::Sealed`]. The
     /// guest runs on: to what is sealed it is as if the power had failed, so it should have synced.
     FreezeDisk(PathBuf),
     /// Seal the disk of a machine that has ended; answered with [`Reply::Sealed`].

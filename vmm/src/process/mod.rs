@@ -17,6 +17,7 @@ mod wire;
 
 pub(crate) use client::{CONSOLE_LINES, Refused};
 pub use client::{VmError, VmHandle, confinement, program, serial};
+pub use files::Overlays;
 pub(crate) use fork::{FORK, FORK_PLAIN};
 pub use keep::RecordError;
 pub(crate) use message::Welcome;

@@ -154,6 +154,7 @@ pub fn a_fork_has_nothing_of_its_parents_open() {
     let store = image().store();
     let mut parent = image().fork();
     let _connections = [parent.another_agent(), parent.another_agent()];
+    parent.put("/var/written", "by the parent");
     let forks = parent.live_fork(store, 2);
     let run = store.root().join("run");
     let sockets = |pid: u32| -> BTreeSet<_> {
@@ -181,6 +182,14 @@ pub fn a_fork_has_nothing_of_its_parents_open() {
                 "{kind} in {open:?}"
             );
         }
+    }
+    // What one of them writes to is its overlay and its console: neither the parent nor a fork can change what others
+    // lie on.
+    for guest in forks.iter().chain([&parent]) {
+        let written = left::written_files(guest.pid(), store.root());
+        let own = guest.run_dir();
+        assert_eq!(written.len(), 2, "{written:?}");
+        assert!(written.iter().all(|path| path.starts_with(&own)), "{written:?}");
     }
     // As many as any fork has: nothing grows from generation to generation.
     let plain = left::descriptors(image().fork().pid()).len();

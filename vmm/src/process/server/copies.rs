@@ -57,9 +57,19 @@ impl Server {
 
     pub(super) fn use_wake_set(&mut self, pages: WakeSet) -> Result<Reply, Failure> {
         let (mut template, disk) = self.take_template("give pages in advance")?;
-        template.set_wake_set(pages);
+        // It comes from a fork, which a guest may have taken over: one that is wrong must not spoil all others.
+        let fits = pages.fits(template.ram(), template.plugged());
+        if fits {
+            template.set_wake_set(pages);
+        }
         self.vm = Vm::Template(template, disk);
-        Ok(Reply::Done)
+        match fits {
+            true => Ok(Reply::Done),
+            false => Err(failure(
+                FailureKind::Conflict,
+                "pages that the machine does not have",
+            )),
+        }
     }
 
     /// Forks a template.
@@ -82,11 +92,12 @@ impl Server {
     pub(super) fn split(&mut self, spec: &SplitSpec, mut came: Descriptors) -> Answer {
         let control = control_of_child(&mut came)?;
         let overlay = came.next("the next overlay").map_err(host)?;
+        let reader = came.next("the overlay to read").map_err(host)?;
         let mut trace = Trace::default();
         let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
         let forked = self
-            .still(&machine, spec, overlay.into(), &mut trace)
+            .still(&machine, spec, (overlay.into(), reader), &mut trace)
             .and_then(|(state, disk)| {
                 // SAFETY: the machine's threads were joined when it was stopped.
                 match unsafe { sibling() } {
@@ -144,12 +155,12 @@ impl Server {
         &self,
         machine: &Machine,
         spec: &SplitSpec,
-        overlay: File,
+        (overlay, reader): (File, OwnedFd),
         trace: &mut Trace,
     ) -> Result<(MachineState, Stack), Failure> {
         let state = machine.save().map_err(from_machine)?;
         trace.mark("state saved");
-        let frozen = self.disk()?.freeze(overlay, &spec.next_overlay);
+        let frozen = self.disk()?.freeze(overlay, &spec.next_overlay, reader);
         let frozen = frozen.map_err(|error| failure(FailureKind::Disk, error))?;
         trace.mark("disk frozen");
         Ok((state, frozen))
@@ -172,11 +183,15 @@ impl Server {
     /// In a forked child: what was the parent's is let go of, its memory and state are a template.
     fn become_template(&mut self, machine: Machine, state: MachineState, disk: Stack, control: OwnedFd) {
         self.listen_to(control);
-        self.disk = None;
         self.tell_end = false;
-        self.vm = match Template::of(machine, state) {
+        // Its machines are others': they must not be able to change what their parent's disk lies on.
+        let only_read = self.disk.take().map_or(Ok(()), |disk| disk.only_read());
+        let template = only_read
+            .map_err(|error| error.to_string())
+            .and_then(|()| Template::of(machine, state).map_err(|error| error.to_string()));
+        self.vm = match template {
             Ok(template) => Vm::Template(Box::new(template), disk),
-            Err(error) => Vm::Over(Ended::Failed(error.to_string())),
+            Err(why) => Vm::Over(Ended::Failed(why)),
         };
     }
 

@@ -58,11 +58,10 @@ impl Server {
 
     pub(super) fn freeze_disk(&self, next: &Path, mut came: Descriptors) -> Result<Reply, Failure> {
         self.running("freeze the disk")?;
-        let file = came
-            .next("the next overlay")
-            .map_err(|error| failure(FailureKind::Host, error))?;
+        let mut next_file = |what| came.next(what).map_err(|error| failure(FailureKind::Host, error));
+        let (file, reader) = (next_file("the next overlay")?, next_file("the overlay to read")?);
         self.disk()?
-            .freeze(file.into(), next)
+            .freeze(file.into(), next, reader)
             .map_err(|error| failure(FailureKind::Disk, error))?;
         self.seal_frozen()
     }
