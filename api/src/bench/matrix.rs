@@ -35,7 +35,7 @@ pub struct MatrixPlan {
     pub sizes_mb: Vec<u32>,
 }
 
-/// What came of it. All of it held, or there would be an error instead.
+/// What came of it. All that is in it held.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MatrixReport {
@@ -47,6 +47,8 @@ pub struct MatrixReport {
     pub floors: Vec<FloorRow>,
     /// One for each fork.
     pub forks: Vec<ForkRow>,
+    /// What was not as it should be, and ended it.
+    pub error: Option<String>,
     /// The machine.
     pub host: HostReport,
 }
@@ -113,8 +115,10 @@ pub struct ForkRow {
 
 /// Runs the matrix in `root`, where `host` has its store; `say` is told what goes on.
 ///
+/// What is not as it should be ends it, and is in the report beside all that was found before.
+///
 /// # Errors
-/// The first thing that is not as it should be.
+/// When there is nothing to do.
 pub fn run(
     host: &Host,
     plan: &MatrixPlan,
@@ -126,52 +130,67 @@ pub fn run(
         builds: Vec::new(),
         floors: Vec::new(),
         forks: Vec::new(),
+        error: None,
         host: HostReport::look(),
     };
-    let Some((&last_mb, others_mb)) = plan.builds_mb.split_last() else {
-        return Err(BenchError::Refused("no memory to build with".to_owned()));
-    };
-    let Some((&first_floor_mb, _)) = plan.floors_mb.split_first() else {
-        return Err(BenchError::Refused("no floor".to_owned()));
-    };
+    let builds = plan.builds_mb.split_last();
+    let (&last_mb, others_mb) =
+        builds.ok_or_else(|| BenchError::Refused("no memory to build with".to_owned()))?;
+    let first_floor_mb = plan.floors_mb.first();
+    let &first_floor_mb = first_floor_mb.ok_or_else(|| BenchError::Refused("no floor".to_owned()))?;
     let mut run = Run {
         host,
         cancel,
         report: &mut report,
         say,
     };
-    for &builder_mb in others_mb {
-        let built = run.build(builder_mb, first_floor_mb)?;
-        let mut kept = None;
-        run.fork(
-            &built.checkpoint,
-            builder_mb,
-            first_floor_mb,
-            first_floor_mb,
-            &mut kept,
-        )?;
-    }
-    let built = run.build(last_mb, first_floor_mb)?;
-    for &floor_mb in &plan.floors_mb {
-        let (checkpoint, finalize_seconds) = if floor_mb == first_floor_mb {
-            (built.checkpoint, seconds(built.finalize.unwrap_or_default()))
-        } else {
-            run.finalize(&built.image, floor_mb)?
-        };
-        let disk_bytes = allocated(&host.store().checkpoint_dir(&checkpoint))?;
-        let mut kept = None;
-        for asked_mb in asked(floor_mb, &plan.sizes_mb) {
-            run.fork(&checkpoint, last_mb, floor_mb, asked_mb, &mut kept)?;
-        }
-        run.report.floors.push(FloorRow {
-            floor_mb,
-            finalize_seconds,
-            disk_bytes,
-            kept_kib: kept.unwrap_or_default(),
-        });
+    if let Err(error) = run.all(plan, others_mb, last_mb, first_floor_mb) {
+        report.error = Some(error.to_string());
     }
     report.host = report.host.after();
     Ok(report)
+}
+
+impl Run<'_> {
+    fn all(
+        &mut self,
+        plan: &MatrixPlan,
+        others_mb: &[u32],
+        last_mb: u32,
+        first_floor_mb: u32,
+    ) -> Result<(), BenchError> {
+        for &builder_mb in others_mb {
+            let built = self.build(builder_mb, first_floor_mb)?;
+            let mut kept = None;
+            self.fork(
+                &built.checkpoint,
+                builder_mb,
+                first_floor_mb,
+                first_floor_mb,
+                &mut kept,
+            )?;
+        }
+        let built = self.build(last_mb, first_floor_mb)?;
+        for &floor_mb in &plan.floors_mb {
+            let (checkpoint, finalize_seconds) = if floor_mb == first_floor_mb {
+                (built.checkpoint, seconds(built.finalize.unwrap_or_default()))
+            } else {
+                self.finalize(&built.image, floor_mb)?
+            };
+            let disk_bytes = allocated(&self.host.store().checkpoint_dir(&checkpoint))?;
+            let mut kept = None;
+            for asked_mb in asked(floor_mb, &plan.sizes_mb) {
+                self.fork(&checkpoint, last_mb, floor_mb, asked_mb, &mut kept)?;
+            }
+            self.report.floors.push(FloorRow {
+                floor_mb,
+                finalize_seconds,
+                disk_bytes,
+                kept_kib: kept.unwrap_or_default(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// What forks of a floor ask for: first less than it, which is clamped and so shows what a guest of this floor has.

@@ -361,6 +361,7 @@ pub fn matrix(report: &MatrixReport) -> String {
         ]
     });
     page.markdown(&header.map(str::to_owned), forks);
+    page.errors(report.error.as_slice());
     page.host(&report.host);
     page.0
 }

@@ -93,7 +93,7 @@ pub fn run(global: &Global, args: &Bench) -> Result<ExitCode, Failure> {
                 return Err(Failure::internal(format!("left behind: {}", left.join(", "))));
             }
             show(global, &report, render::matrix)?;
-            Ok(ExitCode::SUCCESS)
+            Ok(ExitCode::from(u8::from(report.error.is_some())))
         }
     }
 }
