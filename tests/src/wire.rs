@@ -35,6 +35,7 @@ pub fn silence(internet: &Player, silent: bool) {
         true => &[
             "add table inet silence",
             "add chain inet silence in { type filter hook input priority 0; policy drop; }",
+            "add rule inet silence in tcp flags syn counter",
         ],
         false => &["delete table inet silence"],
     };
@@ -42,6 +43,18 @@ pub fn silence(internet: &Player, silent: bool) {
         let status = Command::new("nsenter").args([&namespace, "nft", rule]).status();
         assert!(status.unwrap().success(), "nft {rule}");
     }
+}
+
+/// How many packets asked for a connection since the internet is silent.
+pub fn ignored(internet: &Player) -> u32 {
+    let namespace = format!("--net=/proc/{}/ns/net", internet.pid());
+    let output = Command::new("nsenter")
+        .args([&namespace, "nft", "list table inet silence"])
+        .output()
+        .unwrap();
+    let rules = String::from_utf8(output.stdout).unwrap();
+    let (_, after) = rules.split_once("counter packets ").expect(&rules);
+    after.split(' ').next().unwrap().parse().unwrap()
 }
 
 /// Makes the namespace of this process a host with an uplink, and starts the role `internet` at its other end.
