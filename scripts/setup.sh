@@ -12,6 +12,7 @@ host=(
 	make
 	python3 # checks the content hash vectors a second time
 	python3-venv # sdk/python and its tools, apart from the system's
+	curl # scripts/daemon-test.sh
 )
 guest=(
 	linux-source-6.1 flex bison bc libelf-dev libssl-dev xz-utils patch kmod cpio # guest/kernel
