@@ -136,5 +136,6 @@ pub fn a_vm_ends_with_its_owner_and_the_next_to_open_the_store_sweeps_up() {
     left::soon_nothing(SOON, || Vec::from_iter(left::runs(vm).then_some(vm)));
     left::soon_nothing(SOON, || left::processes_using(root));
     Store::open(root).unwrap();
-    assert_eq!(left::in_store(root), [""; 0]);
+    // The process's first thread may be gone and others still closing what all of them had open.
+    left::soon_nothing(SOON, || left::in_store(root));
 }
