@@ -293,7 +293,10 @@ async def test_no_daemon_is_said_to_be_none(api: Api, daemon: Fake, monkeypatch:
 # httpcore leaves a socket to the garbage collector when it cannot connect it.
 @pytest.mark.usefixtures("collected")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_daemon_that_is_started_anew_is_found_again(api: Api, daemon: Fake) -> None:
+async def test_a_daemon_that_is_started_anew_is_found_again(
+    api: Api, daemon: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "PAUSES", (0.05,) * 200)
     async with api.Client() as client:
         await client.host()
         daemon.stop()
