@@ -15,9 +15,9 @@ def main(image: str) -> None:
 
         with sandbox.exec_interactive("while read line; do echo you said $line; done; exit 7") as talk:
             talk.send_stdin("hello\n")
+            talk.close_stdin()
             for output in talk:
                 print(output.data.decode(), end="")
-                talk.close_stdin()
             assert talk.result is not None
             print("exit code:", talk.result.exit_code)
 

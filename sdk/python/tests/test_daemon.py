@@ -88,8 +88,9 @@ async def test_talking_with_a_command(sandbox: Any) -> None:
         assert stream.result.exit_code == 0
     assert heard.replace(b"\r", b"").split() == [b"hello", b"50", b"132", b"hello"]
     async with await sandbox.exec_interactive("trap 'exit 9' INT; echo up; while :; do sleep 0.1; done") as stream:
-        async for _ in stream:
-            await stream.send_signal(signal.SIGINT)
+        async for output in stream:
+            if output.data == b"up\n":
+                await stream.send_signal(signal.SIGINT)
         assert stream.result.exit_code == 9
 
 

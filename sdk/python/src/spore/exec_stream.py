@@ -16,6 +16,7 @@ from .models import ExecOutput, ExecResult
 class ExecStream:
     """A command that runs. Iterate over what it writes, or `wait` for its end.
 
+    What is sent to a command that has ended is a `ConnectionLostError`; its output and result can still be read.
     One thread may read while others send. Closing it kills the command; so does the end of a `with`.
 
     Attributes:
