@@ -24,11 +24,12 @@ if [[ $(cat "$work/venv/.spore" 2>/dev/null) != "$version" ]]; then
 	printf '%s\n' "$version" >"$work/venv/.spore"
 fi
 
-# Prints its port, then copies both ways until it is ended.
+# Prints its port, then copies both ways until it is ended. The file of an earlier run would name another's.
+rm -f "$work/port"
 "$work/venv/bin/python" scripts/socket-proxy.py "$SPORE_SOCKET" >"$work/port" &
 proxy=$!
 trap 'kill "$proxy" 2>/dev/null || true' EXIT
-for ((i = 0; i < 100; i++)); do [[ -s $work/port ]] && break || sleep 0.1; done
+for ((i = 0; i < 100; i++)); do [[ ! -s $work/port ]] || break; sleep 0.1; done
 
 cd "$work"
 "$work/venv/bin/st" run "http://127.0.0.1:$(cat port)/v1/openapi.json" \

@@ -10,8 +10,9 @@ binaries=$(cd "$1" && pwd -P)
 # Short: a socket's path has at most 107 bytes.
 work=$(mktemp -d "${TMPDIR:-/tmp}/spore-daemon-XXXXXX")
 export SPORE_DATA=$work/data SPORE_SOCKET=$work/s SPORE_VM=$binaries/spore-vm
-daemon=
+daemon= empty=
 finish() {
+	[[ -z $empty ]] || kill -TERM "$empty" 2>/dev/null || true
 	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
 	[[ -z $daemon ]] || wait "$daemon" 2>/dev/null || true
 	rm -rf --one-file-system "$work"
@@ -23,14 +24,21 @@ printf '%s' '{"base":"busybox","name":"tiny","builderMemoryMB":512,"runtimeMemor
 "$binaries/spore" serve --openapi >"$work/openapi.json"
 "$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
 daemon=$!
-for ((i = 0; i < 100; i++)); do [[ -S $SPORE_SOCKET ]] && break || sleep 0.1; done
+for ((i = 0; i < 100; i++)); do [[ ! -S $SPORE_SOCKET ]] || break; sleep 0.1; done
 
 export SPORE_TEST_IMAGE=tiny SPORE_TEST_BASE=busybox SPORE_OPENAPI=$work/openapi.json
 call() { curl -sS --fail-with-body --unix-socket "$SPORE_SOCKET" "http://spore$1" "${@:2}"; }
 status=0
 scripts/sdk-python.sh || status=1
 scripts/sdk-typescript.sh || status=1
-scripts/api-fuzz.sh || status=1
+# Against a daemon that has nothing: with images and sandboxes there, each example may boot or copy VMs.
+"$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>>"$work/log" &
+empty=$!
+for ((i = 0; i < 100; i++)); do [[ ! -S $work/e ]] || break; sleep 0.1; done
+SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
+kill -TERM "$empty"
+wait "$empty" || status=1
+empty=
 
 # Whatever the tests left to the daemon goes, and with the last sandbox the last promise.
 for id in $(call /v1/sandboxes | python3 -c 'import json,sys; print(*(s["id"] for s in json.load(sys.stdin)["sandboxes"]))'); do
