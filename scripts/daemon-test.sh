@@ -19,12 +19,18 @@ finish() {
 }
 trap finish EXIT
 
+# A daemon's socket is there when it can be talked to; what comes next says so if it is not.
+await_socket() {
+	local i
+	for ((i = 0; i < 100; i++)); do [[ ! -S $1 ]] || return 0; sleep 0.1; done
+}
+
 printf '%s' '{"base":"busybox","name":"tiny","builderMemoryMB":512,"runtimeMemoryMB":512,"steps":[]}' >"$work/tiny.json"
 "$binaries/spore" build --network none "$work/tiny.json"
 "$binaries/spore" serve --openapi >"$work/openapi.json"
 "$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
 daemon=$!
-for ((i = 0; i < 100; i++)); do [[ ! -S $SPORE_SOCKET ]] || break; sleep 0.1; done
+await_socket "$SPORE_SOCKET"
 
 export SPORE_TEST_IMAGE=tiny SPORE_TEST_BASE=busybox SPORE_OPENAPI=$work/openapi.json
 call() { curl -sS --fail-with-body --unix-socket "$SPORE_SOCKET" "http://spore$1" "${@:2}"; }
@@ -34,7 +40,7 @@ scripts/sdk-typescript.sh || status=1
 # Against a daemon that has nothing: with images and sandboxes there, each example may boot or copy VMs.
 "$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>>"$work/log" &
 empty=$!
-for ((i = 0; i < 100; i++)); do [[ ! -S $work/e ]] || break; sleep 0.1; done
+await_socket "$work/e"
 SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
 kill -TERM "$empty"
 wait "$empty" || status=1

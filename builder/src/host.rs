@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use spore_network::{Config as NetworkConfig, Network, NetworkError};
+use spore_network::{Config as NetworkConfig, Network, NetworkError, Policy};
 use spore_snapshot::Digest;
 use spore_snapshot::store::{Store, StoreError};
 use spore_vmm::boot::kernel_file;
+use spore_vmm::guest::Watch;
 
 use crate::base::BaseStore;
+use crate::plugged::Plugged;
 
 /// Why this host is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,7 @@ pub struct Host {
     store: Store,
     bases: BaseStore,
     kernel: PathBuf,
+    kernel_read: Mutex<Option<(Watch, Digest)>>,
     network: NetworkConfig,
     /// Open since somebody needed it.
     open_network: Mutex<Option<Network>>,
@@ -50,6 +53,7 @@ impl Host {
             store: Store::open(data)?,
             bases: BaseStore::new(cache.join("bases")),
             kernel,
+            kernel_read: Mutex::default(),
             network: NetworkConfig::default(),
             open_network: Mutex::default(),
         })
@@ -77,6 +81,17 @@ impl Host {
         }
     }
 
+    /// A place on the network with this policy; none if that is none.
+    ///
+    /// # Errors
+    /// What this host lacks for it, or what is wrong with the policy.
+    pub fn plug(&self, policy: &Policy) -> Result<Option<Plugged>, NetworkError> {
+        match policy {
+            Policy::None => Ok(None),
+            policy => Plugged::new(&self.network()?, policy).map(Some),
+        }
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -92,7 +107,7 @@ impl Host {
         &self.kernel
     }
 
-    /// BLAKE3 of the kernel file.
+    /// BLAKE3 of the kernel file; read again only when it has changed.
     ///
     /// # Errors
     /// [`HostError::Kernel`].
@@ -106,10 +121,18 @@ impl Host {
         if !metadata.is_file() {
             return Err(failed(io::Error::other("not a regular file")));
         }
+        let mut read = self.kernel_read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((watch, digest)) = &*read
+            && watch.is_current()
+        {
+            return Ok(*digest);
+        }
+        let watch = Watch::over([&self.kernel]).map_err(failed)?;
         let bytes = std::fs::read(&self.kernel).map_err(failed)?;
         let digest = Digest::of(&bytes);
         // Found out here, and not by a VM that was started for nothing.
         kernel_file::check(bytes).map_err(|why| failed(io::Error::other(why)))?;
+        *read = Some((watch, digest));
         Ok(digest)
     }
 }

@@ -5,7 +5,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use spore_network::{Attachment, Network, NetworkError, Policy};
-use spore_vmm::guest::Plug;
+use spore_vmm::guest::{Plug, Someone};
+use spore_vmm::machine::Identity;
 
 fn lost(source: io::Error) -> NetworkError {
     NetworkError::System {
@@ -80,6 +81,14 @@ impl Plugged {
     /// Lets go of the place without leaving it: somebody else has its descriptors.
     pub fn release(self) {
         drop(self.attachment.into_parts());
+    }
+
+    /// Somebody at this place; without one, on no network.
+    pub fn someone(place: Option<&Self>, identity: Identity) -> Someone {
+        match place {
+            Some(plugged) => Someone::on(identity, plugged.plug.clone()),
+            None => identity.into(),
+        }
     }
 
     /// What a VM is given.

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod error;
 mod http;
 mod server;
+mod time;
 
 pub use config::{Config, Limits};
 pub use http::openapi;

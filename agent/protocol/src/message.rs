@@ -331,7 +331,20 @@ pub enum ExitStatus {
     TimedOut,
 }
 
+/// Where a time limit ended it, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+
 impl ExitStatus {
+    /// The exit code that a shell has for it: 128 and the number of the signal that killed it; 124 at its time limit.
+    #[must_use]
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+            Self::TimedOut => TIMED_OUT,
+        }
+    }
+
     /// Whether it exited with code 0.
     #[must_use]
     pub fn success(self) -> bool {
@@ -492,5 +505,17 @@ impl Failure {
             _ => FailureKind::Io,
         };
         Self::new(kind, format!("{what}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_a_shells() {
+        assert_eq!(ExitStatus::Code(7).shell_code(), 7);
+        assert_eq!(ExitStatus::Signal(9).shell_code(), 137);
+        assert_eq!(ExitStatus::TimedOut.shell_code(), 124);
     }
 }

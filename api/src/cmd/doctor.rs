@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use spore_builder::{Host, HostMemory};
+use spore_vmm::confine::Applied;
 use spore_vmm::kvm::{self, KvmKind};
 
 use super::{cache_dir, data_dir, print_json};
@@ -43,7 +44,7 @@ pub fn run(global: &Global) -> Result<ExitCode, Failure> {
     } else {
         for finding in &findings {
             ui::line(format_args!(
-                "{:<5} {:<10} {}",
+                "{:<5} {:<11} {}",
                 word(finding.verdict),
                 finding.what,
                 finding.found
@@ -85,6 +86,7 @@ fn look(global: &Global) -> Result<Vec<Finding>, Failure> {
         }),
     }
     findings.push(memory());
+    findings.push(confinement());
     Ok(findings)
 }
 
@@ -121,6 +123,34 @@ fn program() -> Finding {
     };
     Finding {
         what: "spore-vm",
+        verdict,
+        found,
+    }
+}
+
+/// What holds VM processes in.
+fn confinement() -> Finding {
+    let (verdict, found) = match spore_vmm::process::confinement() {
+        Ok(confinement) => {
+            let missing: Vec<_> = confinement
+                .parts()
+                .iter()
+                .filter_map(|(part, applied)| match applied {
+                    Applied::Yes => None,
+                    Applied::No { why } => Some(format!("no {part}: {why}")),
+                })
+                .collect();
+            if missing.is_empty() {
+                let parts = confinement.parts().map(|(part, _)| part);
+                (Verdict::Good, parts.join(", "))
+            } else {
+                (Verdict::Poor, missing.join("; "))
+            }
+        }
+        Err(error) => (Verdict::Bad, error.to_string()),
+    };
+    Finding {
+        what: "confinement",
         verdict,
         found,
     }

@@ -5,13 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use spore_builder::{Host, Plugged, Variant};
-use spore_network::Policy;
+use spore_builder::Plugged;
 use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
-use spore_snapshot::CheckpointId;
-use spore_snapshot::store::{Checkpoint, Image};
 use spore_vmm::clock::monotonic_ns;
-use spore_vmm::guest::{Agent, DiskGranted, Granted, Guest, Someone};
+use spore_vmm::guest::{Agent, DiskGranted, Granted, Guest};
 use spore_vmm::machine::Identity;
 
 use super::{host, print_json};
@@ -22,8 +19,6 @@ use crate::ui::{self, BuildProgress};
 
 /// `spore run` itself failed; the same number as docker's.
 pub(super) const OWN_FAILURE: u8 = 125;
-/// The time limit; the same number as timeout(1)'s.
-const TIMED_OUT: u8 = 124;
 /// 128 and SIGPIPE, of which a program dies whose output nobody reads.
 pub(super) const NO_READER: u8 = 141;
 /// How long a fork may take to its agent's first answer.
@@ -42,14 +37,20 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     let host = host(global)?;
     let image = host.store().find_image(&args.image)?;
     spore_vmm::kvm::open().map_err(spore_builder::BuildError::from)?;
-    let checkpoint = choose(&host, &image, args)?;
+    let checkpoint = spore_builder::build::checkpoint_for(
+        &host,
+        &image,
+        args.memory.unwrap_or(0),
+        Some(args.cpus),
+        &mut BuildProgress::new(),
+    )?;
     let checkpoint = host.store().open_checkpoint(&checkpoint)?;
-    let max_mb = checkpoint.manifest.memory.span_bytes >> 20;
-    if let Some(asked) = args.memory.filter(|asked| u64::from(*asked) > max_mb) {
+    let max_mb = checkpoint.manifest.max_mb();
+    if let Some(asked) = args.memory.filter(|asked| *asked > max_mb) {
         let message = format!("--memory {asked}: an image's forks have at most {max_mb} MiB");
         return Err(Failure::refused("invalid_request", message));
     }
-    let has_mb = disk_mb(&checkpoint);
+    let has_mb = checkpoint.manifest.disk_mb();
     if let Some(asked) = args.disk.filter(|asked| *asked < has_mb) {
         let message = format!("--disk {asked}: the image's disk has {has_mb} MiB, and disks only grow");
         return Err(Failure::refused("invalid_request", message));
@@ -57,17 +58,10 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
 
     let started = Instant::now();
     let asked_ns = monotonic_ns();
-    let plugged = match &args.network {
-        Policy::None => None,
-        policy => {
-            let network = host.network().map_err(spore_builder::BuildError::from)?;
-            Some(Plugged::new(&network, policy).map_err(spore_builder::BuildError::from)?)
-        }
-    };
-    let who = match &plugged {
-        Some(plugged) => Someone::on(Identity::default(), plugged.plug().clone()),
-        None => Someone::default(),
-    };
+    let plugged = host
+        .plug(&args.network)
+        .map_err(spore_builder::BuildError::from)?;
+    let who = Plugged::someone(plugged.as_ref(), Identity::default());
     let mut guest = Guest::fork_as(host.store(), &checkpoint, who)?;
     let mut agent = guest.agent(READY_LIMIT)?;
     agent.ping().map_err(|error| guest.explain(error))?;
@@ -125,50 +119,7 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     if outcome.status == ExitStatus::TimedOut {
         ui::tell(format_args!("spore: the command was killed at its time limit"));
     }
-    Ok(ExitCode::from(exit_code(outcome.status)))
-}
-
-/// The size of the disk in a checkpoint, in MiB.
-fn disk_mb(checkpoint: &Checkpoint) -> u64 {
-    let disks = checkpoint.disks.iter();
-    disks.map(|disk| disk.virtual_size.div_ceil(1 << 20)).sum()
-}
-
-/// The checkpoint to fork: the largest floor that is not above what is asked, else the smallest.
-fn choose(host: &Host, image: &Image, args: &Run) -> Result<CheckpointId, Failure> {
-    let mut fitting: Vec<_> = image
-        .record
-        .checkpoints
-        .iter()
-        .filter(|checkpoint| checkpoint.vcpus == u32::from(args.cpus))
-        .collect();
-    fitting.sort_by_key(|checkpoint| checkpoint.floor_mb);
-    let asked = args.memory.unwrap_or(0);
-    let best = fitting
-        .iter()
-        .rev()
-        .find(|checkpoint| checkpoint.floor_mb <= asked)
-        .or(fitting.first());
-    if let Some(checkpoint) = best {
-        return Ok(checkpoint.id);
-    }
-    let floor_mb = image
-        .record
-        .checkpoints
-        .iter()
-        .map(|checkpoint| checkpoint.floor_mb)
-        .min()
-        .unwrap_or(1024);
-    let variant = Variant {
-        floor_mb,
-        vcpus: args.cpus,
-    };
-    Ok(spore_builder::build::variant(
-        host,
-        image,
-        variant,
-        &mut BuildProgress::new(),
-    )?)
+    Ok(ExitCode::from(outcome.status.shell_code()))
 }
 
 fn exec(
@@ -198,14 +149,6 @@ fn explain(guest: &mut Guest, args: &Run, error: ClientError) -> Failure {
             Failure::internal(format!("{command}: {refused}"))
         }
         error => guest.explain(error).into(),
-    }
-}
-
-fn exit_code(status: ExitStatus) -> u8 {
-    match status {
-        ExitStatus::Code(code) => code,
-        ExitStatus::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
-        ExitStatus::TimedOut => TIMED_OUT,
     }
 }
 
@@ -241,7 +184,7 @@ fn run_for_program(
         Ok(())
     });
     let outcome = outcome.map_err(|error| explain(guest, args, error))?;
-    let code = exit_code(outcome.status);
+    let code = outcome.status.shell_code();
     let times = guest.times();
     print_json(&json!({
         "exitCode": code,
@@ -263,16 +206,4 @@ fn run_for_program(
 
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_a_shells() {
-        assert_eq!(exit_code(ExitStatus::Code(7)), 7);
-        assert_eq!(exit_code(ExitStatus::Signal(9)), 137);
-        assert_eq!(exit_code(ExitStatus::TimedOut), 124);
-    }
 }

@@ -5,6 +5,7 @@
 //! waited for it finds the result in the store.
 
 mod cache;
+mod choose;
 mod finalize;
 mod steps;
 
@@ -17,6 +18,7 @@ use spore_snapshot::checkpoint::CheckpointKind;
 use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
+pub use self::choose::checkpoint_for;
 use self::finalize::Finalize;
 use self::steps::Phase;
 use crate::base::Base;

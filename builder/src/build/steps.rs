@@ -77,12 +77,8 @@ impl Phase<'_> {
             BuildNetwork::IfPossible if !rest.clone().any(runs) => return Ok(None),
             BuildNetwork::IfPossible => (&Policy::Nat, rest.clone().any(|step| installs(&step))),
         };
-        let plugged = self
-            .host
-            .network()
-            .and_then(|network| Plugged::new(&network, policy));
-        match plugged {
-            Ok(plugged) => Ok(Some(plugged)),
+        match self.host.plug(policy) {
+            Ok(plugged) => Ok(plugged),
             Err(error) if needed => Err(error.into()),
             Err(error) => {
                 observer.event(BuildEvent::NoNetwork {

@@ -75,12 +75,8 @@ impl Engine {
                     continue;
                 }
             };
-            let held = Held {
-                guest,
-                plugged,
-                promise: self.ledger.acknowledge(record.changing.granted_mb),
-                awaited: false,
-            };
+            let promise = self.ledger.acknowledge(record.changing.granted_mb);
+            let held = Held::new(guest, plugged, promise);
             match Sandbox::new(record.fixed, held, record.changing) {
                 Ok(sandbox) => {
                     self.map().insert(id, Arc::new(sandbox));

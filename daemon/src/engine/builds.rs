@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::images::show;
 use super::{Engine, now};
 use crate::error::{Error, Result};
+use crate::time::millis;
 
 /// How long an ended build is remembered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -120,7 +121,7 @@ impl Build {
             state,
             name: self.name.clone(),
             started_at: self.started_at,
-            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            took_ms: millis(took),
             image,
             error,
         }
@@ -359,7 +360,6 @@ struct Teller<'a>(&'a Build);
 
 impl Observer for Teller<'_> {
     fn event(&mut self, event: BuildEvent<'_>) {
-        let millis = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let phase = |phase: &str, message: String| BuildMessage::Phase {
             phase: phase.to_owned(),
             message,

@@ -12,6 +12,7 @@ use spore_vmm::guest::CheckpointPlan;
 use super::Engine;
 use super::create::AGENT;
 use crate::error::{Error, Result};
+use crate::time::micros;
 
 /// The annotation that holds a checkpoint's name.
 const NAME: &str = "name";
@@ -43,14 +44,10 @@ fn show(id: &CheckpointId, manifest: &Manifest) -> Checkpoint {
             CheckpointKind::Sandbox => spore_types::CheckpointKind::Sandbox,
         },
         floor_mb: manifest.floor_mb,
-        max_memory_mb: u32::try_from(manifest.memory.span_bytes >> 20).unwrap_or(u32::MAX),
+        max_memory_mb: manifest.max_mb(),
         cpus: manifest.vcpus,
         memory_bytes: manifest.memory.data_bytes,
-        disk_mb: manifest
-            .disks
-            .iter()
-            .map(|disk| disk.virtual_size.div_ceil(1 << 20))
-            .sum(),
+        disk_mb: manifest.disk_mb(),
         created_at: manifest.created_unix_seconds,
         paused_us: None,
     }
@@ -130,7 +127,7 @@ impl Engine {
             checkpoint: id.to_string(),
         });
         let mut shown = show(&id, &self.host.store().manifest(&id)?);
-        shown.paused_us = paused.map(|paused| u64::try_from(paused.as_micros()).unwrap_or(u64::MAX));
+        shown.paused_us = paused.map(micros);
         Ok(shown)
     }
 

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use spore_builder::Plugged;
 use spore_builder::observe::Silent;
-use spore_builder::{Plugged, Variant};
 use spore_snapshot::CheckpointId;
 use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
-use spore_vmm::guest::{Guest, Someone};
+use spore_vmm::guest::Guest;
 use spore_vmm::machine::Identity;
 use spore_vmm::pool;
 
 use super::cgroup::Share;
 use super::exec::Collected;
-use super::facts::{Facts, choose};
+use super::facts::Facts;
 use super::ledger::Promise;
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
@@ -51,6 +51,7 @@ struct Order {
     memory_mb: u32,
     policy: spore_network::Policy,
     image: Option<String>,
+    exec: Option<Collected>,
 }
 
 /// # Errors
@@ -90,6 +91,18 @@ pub(super) fn check_count(count: u32) -> Result<()> {
     }
 }
 
+/// Whether `whose` (the beginning of a sentence) can be so much memory, in MiB.
+///
+/// # Errors
+/// `above_maximum`.
+pub(super) fn check_maximum(whose: &str, asked_mb: u32, max_mb: u32) -> Result<()> {
+    if asked_mb <= max_mb {
+        return Ok(());
+    }
+    let message = format!("memoryMB {asked_mb}: {whose} at most {max_mb} MiB");
+    Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", max_mb))
+}
+
 /// As the network has it.
 ///
 /// # Errors
@@ -117,10 +130,8 @@ impl Engine {
         check_count(count)?;
         check_metadata(&request.metadata)?;
         let expires_at = expiry(request.timeout_seconds)?;
-        if let Some(exec) = &request.exec {
-            Collected::new(exec)?;
-        }
-        let order = self.order(request)?;
+        let exec = request.exec.as_ref().map(Collected::new).transpose()?;
+        let order = self.order(request, exec)?;
         let promises = self.ledger.promise(order.memory_mb, count)?;
         let one = |promise| self.make(request, &order, expires_at, promise);
         if count == 1 {
@@ -140,7 +151,7 @@ impl Engine {
         }))
     }
 
-    fn order(&self, request: &CreateSandbox) -> Result<Order> {
+    fn order(&self, request: &CreateSandbox, exec: Option<Collected>) -> Result<Order> {
         let (checkpoint, image) = match (&request.image, &request.checkpoint) {
             (Some(image), None) => {
                 let (checkpoint, id) = self.checkpoint_of_image(image, request)?;
@@ -155,13 +166,7 @@ impl Engine {
             return Err(Error::invalid(message));
         }
         let asked = request.memory_mb.unwrap_or(facts.floor_mb);
-        if asked > facts.max_mb {
-            let message = format!(
-                "memoryMB {asked}: forks of this have at most {} MiB",
-                facts.max_mb
-            );
-            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", facts.max_mb));
-        }
+        check_maximum("forks of this have", asked, facts.max_mb)?;
         if let Some(disk) = request.disk_mb.filter(|disk| *disk < facts.disk_mb) {
             let message = format!("diskMB {disk}: it has {} MiB, and disks only grow", facts.disk_mb);
             return Err(Error::invalid(message));
@@ -172,6 +177,7 @@ impl Engine {
             memory_mb: asked.max(facts.floor_mb),
             policy: policy(&request.network)?,
             image,
+            exec,
         })
     }
 
@@ -179,37 +185,14 @@ impl Engine {
         let store = self.host.store();
         let image = store.find_image(name)?;
         let id = image.record.id.as_str().to_owned();
-        let cpus = request.cpus.map(u32::from);
-        let chosen = choose(&image, request.memory_mb.unwrap_or(0), cpus);
-        if let Some(checkpoint) = chosen {
-            return Ok((checkpoint, id));
-        }
         let vcpus = request.cpus.unwrap_or(1);
         if !(1..=16).contains(&vcpus) {
             return Err(Error::invalid(format!("cpus {vcpus}: it must be 1 to 16")));
         }
-        let floors = image
-            .record
-            .checkpoints
-            .iter()
-            .map(|checkpoint| checkpoint.floor_mb);
-        let variant = Variant {
-            floor_mb: floors.min().unwrap_or(1024),
-            vcpus,
-        };
-        let checkpoint = spore_builder::build::variant(&self.host, &image, variant, &mut Silent)?;
+        let asked = request.memory_mb.unwrap_or(0);
+        let checkpoint =
+            spore_builder::build::checkpoint_for(&self.host, &image, asked, request.cpus, &mut Silent)?;
         Ok((checkpoint, id))
-    }
-
-    /// Puts somebody on the network, if it is to be on one.
-    pub(super) fn plug(&self, policy: &spore_network::Policy) -> Result<Option<Plugged>> {
-        match policy {
-            spore_network::Policy::None => Ok(None),
-            policy => {
-                let network = self.host.network()?;
-                Ok(Some(Plugged::new(&network, policy)?))
-            }
-        }
     }
 
     fn make(
@@ -219,12 +202,12 @@ impl Engine {
         expires_at: Option<u64>,
         promise: Promise,
     ) -> Result<Made> {
-        let plugged = self.plug(&order.policy)?;
+        let plugged = self.host.plug(&order.policy)?;
         let identity = Identity {
             env: request.env.clone(),
             ..Identity::default()
         };
-        let who = someone(identity, plugged.as_ref());
+        let who = Plugged::someone(plugged.as_ref(), identity);
         let forked = self.pool.fork(&order.checkpoint, who);
         let forked = forked.inspect_err(|_| {
             self.metrics.fork_failures.inc();
@@ -234,12 +217,11 @@ impl Engine {
             pool::Origin::Fork => Origin::Fork,
         };
         let mut guest = forked.guest;
-        self.metrics.observe(origin, guest.times());
         let share = Share {
             memory_mb: order.memory_mb,
             cpus: order.facts.cpus,
         };
-        self.limit(&guest, origin, share);
+        self.welcome(&guest, origin, share);
         grow(&mut guest, order.facts.floor_mb, order.memory_mb, request.disk_mb)?;
         let granted_mb = order.memory_mb;
         let fixed = Fixed {
@@ -256,12 +238,7 @@ impl Engine {
             created_at: now(),
             times: times(guest.times()),
         };
-        let held = Held {
-            guest,
-            plugged,
-            promise,
-            awaited: false,
-        };
+        let held = Held::new(guest, plugged, promise);
         let changing = Changing {
             state: SandboxState::Running,
             ended: None,
@@ -274,8 +251,8 @@ impl Engine {
         self.keep(&sandbox);
         // A first command is part of the call that makes its sandbox: what ends the call ends the sandbox.
         let mut cut = None;
-        let exec = match &request.exec {
-            Some(exec) => Some(Collected::new(exec)?.run(&sandbox, |given| cut = Some(given))?),
+        let exec = match &order.exec {
+            Some(exec) => Some(exec.run(&sandbox, |given| cut = Some(given))?),
             None => None,
         };
         Ok(Made { sandbox, exec })
@@ -304,14 +281,6 @@ impl Engine {
             known: known.collect(),
             failed: bad,
         })
-    }
-}
-
-/// With its place on the network.
-pub(super) fn someone(identity: Identity, plugged: Option<&Plugged>) -> Someone {
-    match plugged {
-        Some(plugged) => Someone::on(identity, plugged.plug().clone()),
-        None => identity.into(),
     }
 }
 

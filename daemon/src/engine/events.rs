@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spore_types::{Event, EventKind};
 use tokio::sync::watch;
+
+use crate::time::{micros, millis, since_1970};
 
 /// Events that are kept for followers who were away.
 const KEPT: usize = 10_000;
@@ -33,17 +34,9 @@ pub struct Follower {
     seen: u64,
 }
 
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-fn small(count: u128) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
-}
-
 impl Default for Events {
     fn default() -> Self {
-        let first = small(since_1970().as_micros());
+        let first = micros(since_1970());
         Self {
             inner: Mutex::new(Inner {
                 kept: VecDeque::new(),
@@ -69,7 +62,7 @@ impl Events {
         }
         inner.kept.push_back(Arc::new(Event {
             id,
-            time_ms: small(since_1970().as_millis()),
+            time_ms: millis(since_1970()),
             kind,
         }));
         drop(inner);

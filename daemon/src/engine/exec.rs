@@ -10,6 +10,7 @@ use spore_types::{Encoding, ExecRequest, ExecResult, TtySize};
 use super::agent::{Cut, connect, explain};
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
+use crate::time::millis;
 
 /// What is kept of each output of a command that is not streamed.
 pub const MAX_OUTPUT: usize = 8 << 20;
@@ -17,8 +18,6 @@ pub const MAX_OUTPUT: usize = 8 << 20;
 const DEFAULT_LIMIT: u32 = 3600;
 /// The longest that may be asked for.
 const MAX_LIMIT: u32 = 86_400;
-/// The exit code of what was killed at its time limit, as timeout(1) has it.
-const TIMED_OUT: u8 = 124;
 
 /// What the agent is asked for.
 ///
@@ -52,17 +51,15 @@ pub fn tty(size: TtySize) -> spore_protocol::TtySize {
 
 /// How a command ended, without its output.
 pub fn result(outcome: &ExecOutcome, started: Instant) -> ExecResult {
-    let (exit_code, signal) = match outcome.status {
-        ExitStatus::Code(code) => (code, None),
-        ExitStatus::Signal(signal) => (u8::try_from(128 + signal).unwrap_or(u8::MAX), Some(signal)),
-        ExitStatus::TimedOut => (TIMED_OUT, None),
-    };
     ExecResult {
-        exit_code,
-        signal,
+        exit_code: outcome.status.shell_code(),
+        signal: match outcome.status {
+            ExitStatus::Signal(signal) => Some(signal),
+            ExitStatus::Code(_) | ExitStatus::TimedOut => None,
+        },
         timed_out: outcome.status == ExitStatus::TimedOut,
         oom_kills: outcome.oom_kills,
-        took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        took_ms: millis(started.elapsed()),
         max_rss_bytes: outcome.max_rss_bytes,
         stdout: String::new(),
         stderr: String::new(),
@@ -123,7 +120,7 @@ impl Collected {
     ///
     /// # Errors
     /// `guest_refused` if it was not even tried, and what comes between.
-    pub fn run(self, sandbox: &Sandbox, begun: impl FnOnce(Cut)) -> Result<ExecResult> {
+    pub fn run(&self, sandbox: &Sandbox, begun: impl FnOnce(Cut)) -> Result<ExecResult> {
         let (mut agent, cut) = connect(sandbox)?;
         begun(cut);
         let started = Instant::now();

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use spore_types::{ErrorCode, ForkRequest, Origin, SandboxState};
+use spore_builder::Plugged;
+use spore_types::{ForkRequest, Origin, SandboxState};
 use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
 use super::cgroup::Share;
-use super::create::{AGENT, Made, check_count, check_metadata, expiry, policy, someone};
+use super::create::{AGENT, Made, check_count, check_maximum, check_metadata, expiry, policy};
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Forks of a running sandbox, and how long that stood still.
 pub struct LiveForked {
@@ -35,16 +36,13 @@ impl Engine {
         let network = request.network.as_ref().unwrap_or(&parent.fixed.policy);
         let policy = policy(network)?;
         let max_mb = parent.fixed.max_mb;
-        if let Some(asked) = request.memory_mb.filter(|asked| *asked > max_mb) {
-            let message = format!("memoryMB {asked}: forks of this have at most {max_mb} MiB");
-            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", max_mb));
-        }
+        check_maximum("forks of this have", request.memory_mb.unwrap_or(0), max_mb)?;
         let mut env: BTreeMap<_, _> = parent.fixed.env.clone();
         env.extend(request.env.clone());
 
         let plugs = (0..request.count)
-            .map(|_| self.plug(&policy))
-            .collect::<Result<Vec<_>>>()?;
+            .map(|_| self.host.plug(&policy))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         let people: Vec<Someone> = plugs
             .iter()
             .map(|plugged| {
@@ -52,7 +50,7 @@ impl Engine {
                     env: env.clone(),
                     ..Identity::default()
                 };
-                someone(identity, plugged.as_ref())
+                Plugged::someone(plugged.as_ref(), identity)
             })
             .collect();
         let mut work = parent.work();
@@ -86,24 +84,18 @@ impl Engine {
             let mut guest = fork.inspect_err(|_| {
                 self.metrics.fork_failures.inc();
             })?;
-            self.metrics.observe(Origin::LiveFork, guest.times());
             let share = Share {
                 memory_mb: wanted_mb.max(has_mb),
                 cpus: parent.fixed.cpus,
             };
-            self.limit(&guest, Origin::LiveFork, share);
+            self.welcome(&guest, Origin::LiveFork, share);
             if wanted_mb != has_mb {
                 let mut agent = guest.agent(AGENT)?;
                 guest.resize(&mut agent, wanted_mb)?;
             }
             promise.change(wanted_mb)?;
             let fixed = fixed(&guest);
-            let held = Held {
-                guest,
-                plugged,
-                promise,
-                awaited: false,
-            };
+            let held = Held::new(guest, plugged, promise);
             let changing = Changing {
                 state: SandboxState::Running,
                 ended: None,

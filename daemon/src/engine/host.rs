@@ -36,8 +36,12 @@ fn avg10(text: &str, kind: &str) -> Option<f64> {
     value.parse().ok()
 }
 
-/// Pressure of this host; `None` where the kernel does not tell.
-pub fn pressure() -> Option<Pressure> {
+/// Percent of the last 10 s in which some task waited for memory; `None` where the kernel does not tell.
+pub fn memory_pressure() -> Option<f64> {
+    avg10(&read("/proc/pressure/memory"), "some")
+}
+
+fn pressure() -> Option<Pressure> {
     let memory = read("/proc/pressure/memory");
     Some(Pressure {
         memory_some: avg10(&memory, "some")?,
@@ -107,6 +111,22 @@ impl Engine {
     /// # Errors
     /// When the store cannot be read.
     pub fn host_info(&self) -> Result<HostInfo> {
+        Ok(HostInfo {
+            images: self.images()?.into_iter().map(|image| image.id).collect(),
+            checkpoints: self
+                .checkpoints()?
+                .into_iter()
+                .map(|checkpoint| checkpoint.id)
+                .collect(),
+            ..self.host_state()?
+        })
+    }
+
+    /// The host without what is in its store.
+    ///
+    /// # Errors
+    /// When the store's file system cannot be asked.
+    pub fn host_state(&self) -> Result<HostInfo> {
         let meminfo = read("/proc/meminfo");
         let (committed_mb, count) = self.ledger.committed();
         let list = self.list();
@@ -144,12 +164,8 @@ impl Engine {
             sandboxes: count,
             max_sandboxes: self.ledger.max_sandboxes(),
             builds: self.builds.running(),
-            images: self.images()?.into_iter().map(|image| image.id).collect(),
-            checkpoints: self
-                .checkpoints()?
-                .into_iter()
-                .map(|checkpoint| checkpoint.id)
-                .collect(),
+            images: Vec::new(),
+            checkpoints: Vec::new(),
             templates: small(pool.templates),
             shells: small(pool.shells),
             kvm: word(&KvmKind::detect()),

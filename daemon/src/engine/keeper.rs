@@ -8,9 +8,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use spore_types::SandboxState;
 
-use super::Engine;
 use super::pressure::Relief;
 use super::sandbox::Sandbox;
+use super::{Engine, now};
 
 /// Between two looks.
 const ROUND: Duration = Duration::from_millis(250);
@@ -36,15 +36,21 @@ impl Keeper {
         let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
             let (mut rounds, mut pressure) = (0u32, Relief::default());
             while !stopped.load(Ordering::Relaxed) {
+                let now = now();
                 for sandbox in engine.list() {
-                    if let Some(cause) = ended(&sandbox) {
+                    let expired = sandbox.changing().expires_at.is_some_and(|at| at <= now);
+                    let cause = if expired {
+                        Some("expired".to_owned())
+                    } else {
+                        ended(&sandbox)
+                    };
+                    if let Some(cause) = cause {
                         engine.end(&sandbox, &cause);
                     }
                 }
-                engine.expire();
                 pressure.look(&engine);
                 if rounds % SWEEP == 0 {
-                    engine.sweep_groups();
+                    engine.groups.sweep();
                 }
                 rounds += 1;
                 std::thread::sleep(ROUND);

@@ -27,7 +27,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use spore_builder::Host;
 use spore_types::{ErrorCode, EventKind, Origin};
@@ -43,13 +42,11 @@ use self::metrics::Metrics;
 use self::sandbox::Sandbox;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::time::since_1970;
 
 /// Seconds since 1970-01-01 UTC.
 pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    since_1970().as_secs()
 }
 
 /// One host's sandboxes, images and checkpoints.
@@ -123,8 +120,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Limits a VM to its share. A VM without limits is no reason to have none; it is said in the log.
-    fn limit(&self, guest: &Guest, origin: Origin, share: Share) {
+    /// A fork is ready: it is counted, and limited to its share. A VM without limits is no reason to have none; it is said in the log.
+    fn welcome(&self, guest: &Guest, origin: Origin, share: Share) {
+        self.metrics.observe(origin, guest.times());
         let placed = match origin {
             Origin::Shell => Ok(()),
             // Placed on the path of the call; shells are what avoids that.

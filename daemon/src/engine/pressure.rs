@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use spore_types::EventKind;
 
 use super::Engine;
-use super::host::pressure;
+use super::host::memory_pressure;
 
 /// Percent of the last 10 s in which some task waited for memory.
 const SHORT: f64 = 10.0;
@@ -66,14 +66,14 @@ impl Relief {
 
     /// Looks how it is, and does what is next.
     pub fn look(&mut self, engine: &Arc<Engine>) {
-        let Some(pressure) = pressure() else { return };
-        match self.next(pressure.memory_some, Instant::now()) {
+        let Some(waited) = memory_pressure() else { return };
+        match self.next(waited, Instant::now()) {
             Next::Nothing => {}
             Next::Recover => {
                 engine.pool.set_frugal(false);
             }
             Next::Take(measure) => {
-                tracing::warn!(measure, waited = pressure.memory_some, "memory is short");
+                tracing::warn!(measure, waited, "memory is short");
                 match measure {
                     "shells" => {
                         engine.pool.set_frugal(true);
@@ -102,11 +102,6 @@ impl Engine {
                 }
             });
         }
-    }
-
-    /// Removes control groups of VMs that are gone.
-    pub fn sweep_groups(&self) {
-        self.groups.sweep();
     }
 }
 

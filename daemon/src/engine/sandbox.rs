@@ -12,6 +12,7 @@ use spore_vmm::process::Killer;
 
 use super::ledger::Promise;
 use crate::error::{Error, Result};
+use crate::time::micros;
 
 /// What does not change of a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +91,18 @@ pub struct Held {
 /// A sandbox's VM, held by whoever works with it.
 pub struct Work<'a>(MutexGuard<'a, Option<Held>>);
 
+impl Held {
+    /// What a sandbox begins with.
+    pub fn new(guest: Guest, plugged: Option<Plugged>, promise: Promise) -> Self {
+        Self {
+            guest,
+            plugged,
+            promise,
+            awaited: false,
+        }
+    }
+}
+
 impl Work<'_> {
     /// The VM with what belongs to it.
     ///
@@ -107,10 +120,6 @@ impl Work<'_> {
 
 fn ended() -> Error {
     Error::new(ErrorCode::SandboxEnded, "the sandbox has ended")
-}
-
-fn micros(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// As the API has them.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use spore_types::{ErrorCode, EventKind, SandboxState, SandboxUpdate};
+use spore_types::{EventKind, SandboxState, SandboxUpdate};
 use spore_vmm::guest::{GuestError, ResizeError};
 
+use super::Engine;
 use super::cgroup::Share;
-use super::create::{AGENT, check_metadata, expiry};
+use super::create::{AGENT, check_maximum, check_metadata, expiry};
 use super::sandbox::Sandbox;
-use super::{Engine, now};
 use crate::error::{Error, Result};
 
 impl Engine {
@@ -42,13 +42,7 @@ impl Engine {
     }
 
     fn resize(&self, sandbox: &Sandbox, asked_mb: u32) -> Result<()> {
-        if asked_mb > sandbox.fixed.max_mb {
-            let message = format!(
-                "memoryMB {asked_mb}: this sandbox can have at most {} MiB",
-                sandbox.fixed.max_mb
-            );
-            return Err(Error::new(ErrorCode::AboveMaximum, message).with("maxMB", sandbox.fixed.max_mb));
-        }
+        check_maximum("this sandbox can have", asked_mb, sandbox.fixed.max_mb)?;
         let wanted = asked_mb.max(sandbox.fixed.floor_mb);
         let mut work = sandbox.work();
         sandbox.must_run()?;
@@ -130,15 +124,5 @@ impl Engine {
         drop(work);
         self.write_down(&sandbox);
         Ok(sandbox)
-    }
-
-    /// Ends the sandboxes whose time is over.
-    pub fn expire(self: &Arc<Self>) {
-        let now = now();
-        for sandbox in self.list() {
-            if sandbox.changing().expires_at.is_some_and(|at| at <= now) {
-                self.end(&sandbox, "expired");
-            }
-        }
     }
 }

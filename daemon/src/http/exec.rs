@@ -38,18 +38,11 @@ pub async fn run(
     let sandbox = engine.sandbox(&id)?;
     let slots = engine.clone();
     let _slot = slots.exec_slot()?;
-    // Dropped with this future: the command of a client that goes is killed.
-    let (give_cut, cut) = oneshot::channel::<Cut>();
-    let running = blocking(move || command.run(&sandbox, |cut| drop(give_cut.send(cut))));
-    let hold = async {
-        // Held until the command has ended.
-        let _cut = cut.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        result = running => Ok(Json(result?)),
-        () = hold => Err(Error::internal("unreachable")),
-    }
+    // Dropped with this future, and what is in it too: the command of a client that goes is killed.
+    let (give_cut, _cut) = oneshot::channel::<Cut>();
+    Ok(Json(
+        blocking(move || command.run(&sandbox, |cut| drop(give_cut.send(cut)))).await?,
+    ))
 }
 
 /// Runs a command with its input and output as they come. The first message is an `ExecRequest`; see `ExecControl`
@@ -113,6 +106,7 @@ async fn converse(
     };
     let (wishes, wished) = mpsc::channel(PIECES);
     let (said, mut saying) = mpsc::channel(PIECES);
+    // Dropped at the end of this function, however that comes, and what is in it too: the command ends then.
     let (give_cut, cut) = oneshot::channel::<Cut>();
     let running = tokio::task::spawn_blocking(move || {
         let begun = |cut| drop(give_cut.send(cut));
@@ -124,8 +118,6 @@ async fn converse(
         let _ = said.blocking_send(text(&report));
     });
     let (mut to_client, mut from_client) = socket.split();
-    // Dropped at the end of this function, however that comes: the command ends then.
-    let _cut = cut.await.ok();
     let listening = async {
         while let Some(Ok(message)) = from_client.next().await {
             let wish = match message {
@@ -153,7 +145,7 @@ async fn converse(
         told = telling => told,
         () = listening => Ok(()),
     };
-    drop((_cut, saying));
+    drop((cut, saying));
     // Its threads end with the connection that was cut.
     drop(running);
     told

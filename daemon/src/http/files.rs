@@ -145,7 +145,8 @@ pub async fn write(
     let mode = files::mode(query.mode.as_deref())?;
     let sandbox = engine.sandbox(&id)?;
     let (pieces, feeding) = mpsc::channel(PIECES);
-    let (give_cut, cut) = oneshot::channel::<Cut>();
+    // Dropped with this future, and what is in it too: a client that goes leaves the old file as it was.
+    let (give_cut, _cut) = oneshot::channel::<Cut>();
     let path = query.path.clone();
     let writing = tokio::task::spawn_blocking(move || {
         let mut source = Source {
@@ -158,8 +159,6 @@ pub async fn write(
         files::write(&sandbox, &query.path, mode, begun, &mut source)?;
         Ok::<u64, Error>(source.taken)
     });
-    // Dropped with this future: a client that goes leaves the old file as it was.
-    let _cut = cut.await.ok();
     let mut body = request.into_body().into_data_stream();
     let mut taken = 0;
     let mut refused = None;

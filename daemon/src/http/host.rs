@@ -41,6 +41,6 @@ pub async fn health() -> &'static str {
     (status = 200, description = "In OpenMetrics' text form", content_type = "application/openmetrics-text", body = String),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn metrics(State(engine): State<Shared>) -> Result<Response> {
-    let text = blocking(move || Ok(engine.metrics().text(&engine.host_info()?))).await?;
+    let text = blocking(move || Ok(engine.metrics().text(&engine.host_state()?))).await?;
     Ok(([(header::CONTENT_TYPE, PROMETHEUS)], text).into_response())
 }

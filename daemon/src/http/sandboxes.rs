@@ -17,6 +17,7 @@ use super::extract::{Body, Path, Query, switch};
 use super::{Shared, blocking};
 use crate::engine::create::Admitted;
 use crate::error::{Error, Result};
+use crate::time::micros;
 
 /// The end of a console that is shown, in bytes.
 const CONSOLE: u64 = 256 * 1024;
@@ -165,8 +166,7 @@ pub async fn fork(
     let partial = request.partial;
     let forking = engine.clone();
     let forked = blocking(move || forking.fork(&id, &request)).await?;
-    let paused = u64::try_from(forked.paused.as_micros()).unwrap_or(u64::MAX);
-    let forked = shown(engine.admit(forked.made, partial)?, Some(paused));
+    let forked = shown(engine.admit(forked.made, partial)?, Some(micros(forked.paused)));
     Ok((StatusCode::CREATED, Json(forked)).into_response())
 }
 

@@ -116,6 +116,17 @@ struct AnyVersion {
 }
 
 impl Manifest {
+    /// The most memory a fork of it can have, in MiB.
+    pub fn max_mb(&self) -> u32 {
+        u32::try_from(self.memory.span_bytes >> 20).unwrap_or(u32::MAX)
+    }
+
+    /// Size of its disks, in MiB, each rounded up.
+    pub fn disk_mb(&self) -> u64 {
+        let disks = self.disks.iter();
+        disks.map(|disk| disk.virtual_size.div_ceil(1 << 20)).sum()
+    }
+
     /// The manifest that `bytes`, found at `path`, are.
     ///
     /// # Errors

@@ -58,12 +58,21 @@ fn stamp(path: &Path) -> std::io::Result<Stamp> {
     ))
 }
 
-/// The files a template was loaded from, as they were then. A template whose checkpoint was deleted or changed could
-/// still be forked, but must not be: nobody checked what its forks would read.
+/// Files as they were when they were read: those a template was loaded from, for example. A template whose checkpoint
+/// was deleted or changed could still be forked, but must not be: nobody checked what its forks would read.
 #[derive(Clone, Debug)]
 pub struct Watch(Vec<(PathBuf, Stamp)>);
 
 impl Watch {
+    /// Over files that are going to be read.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub fn over<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> std::io::Result<Self> {
+        let stamped = paths.into_iter().map(|path| Ok((path.clone(), stamp(path)?)));
+        Ok(Self(stamped.collect::<std::io::Result<_>>()?))
+    }
+
     /// Whether they are as they were.
     pub fn is_current(&self) -> bool {
         self.0
@@ -84,14 +93,10 @@ impl Template {
     /// [`GuestError`].
     pub fn load(store: &Store, checkpoint: &Checkpoint) -> Result<Self, GuestError> {
         let (spec, disk_layers) = load_spec(store, checkpoint)?;
-        let mut files = Vec::new();
-        for path in [&spec.memory, &spec.state] {
-            let stamp = stamp(path).map_err(|source| GuestError::Host {
-                what: path.clone(),
-                source,
-            })?;
-            files.push((path.clone(), stamp));
-        }
+        let files = Watch::over([&spec.memory, &spec.state]).map_err(|source| GuestError::Host {
+            what: store.checkpoint_dir(&checkpoint.id),
+            source,
+        })?;
         let mut vm = VmHandle::spawn(Path::new(""), Path::new(""))?;
         vm.load(spec)?;
         Ok(Self {
@@ -99,8 +104,8 @@ impl Template {
             id: checkpoint.id,
             disk_layers,
             floor_mb: checkpoint.manifest.floor_mb,
-            max_mb: u32::try_from(checkpoint.manifest.memory.span_bytes >> 20).unwrap_or(u32::MAX),
-            files: Watch(files),
+            max_mb: checkpoint.manifest.max_mb(),
+            files,
             wake_set: None,
         })
     }
@@ -141,6 +146,14 @@ impl Template {
     /// [`GuestError`]; the template works as before.
     pub fn learn(&mut self, awake: &mut Guest) -> Result<(), GuestError> {
         let pages = awake.vm.wake_set()?;
+        self.know(pages)
+    }
+
+    /// Takes what another template of the same checkpoint had learned.
+    ///
+    /// # Errors
+    /// [`GuestError`]; the template works as before.
+    pub fn know(&mut self, pages: WakeSet) -> Result<(), GuestError> {
         self.vm.use_wake_set(&pages)?;
         self.wake_set = Some(pages);
         Ok(())

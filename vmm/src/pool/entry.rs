@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use super::reaper::Reaper;
 use crate::guest::{Shell, Template, Watch};
@@ -15,8 +16,8 @@ pub(super) struct Entry {
     watch: Option<Watch>,
     /// A fork has shown which pages waking touches: a shell made before would lack them.
     pub learned: bool,
-    /// No shell could be made of it: none is tried again until somebody asks for a fork.
-    pub failing: bool,
+    /// No shell could be made of it: none is tried before this, or until a fork of it has come to be.
+    pub rests_until: Option<Instant>,
 }
 
 impl Entry {
@@ -27,7 +28,7 @@ impl Entry {
             used,
             watch: None,
             learned: false,
-            failing: false,
+            rests_until: None,
         }
     }
 
@@ -38,6 +39,11 @@ impl Entry {
     /// Whether the checkpoint's files are still those it was loaded from.
     pub fn is_current(&self) -> bool {
         self.watch.as_ref().is_none_or(Watch::is_current)
+    }
+
+    /// Whether shells are to be made of it now.
+    pub fn may_have_shells(&self) -> bool {
+        self.learned && self.rests_until.is_none_or(|until| until <= Instant::now())
     }
 
     /// Whether this is the template.

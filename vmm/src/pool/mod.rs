@@ -10,6 +10,7 @@
 //! waits for the kernel to take them apart.
 
 mod entry;
+mod load;
 mod reaper;
 mod refill;
 
@@ -208,7 +209,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.shared);
         while let Some(shell) = self.take_shell(id) {
             match shell.claim(who, asked) {
-                Err(GuestError::Vm(VmError::Gone { .. } | VmError::Control(_))) => {}
+                Err(error) if is_gone(&error) => {}
                 result => {
                     return result.map(|guest| Forked {
                         guest,
@@ -236,13 +237,12 @@ impl Pool {
     }
 
     fn fork_template(&self, id: &CheckpointId, who: &Someone, asked: u64) -> Result<Forked, GuestError> {
-        let mut template = self.template(id)?;
+        let mut template = self.shared.template(id)?;
         let forked = lock(&template).split_off(&self.shared.store);
         let unarmed = match forked {
             // It died since it was last used: a new one takes its place, once.
-            Err(GuestError::Vm(VmError::Gone { .. } | VmError::Control(_))) => {
-                self.forget_if(id, &template);
-                template = self.template(id)?;
+            Err(error) if is_gone(&error) => {
+                template = self.shared.reload(id, &template)?;
                 lock(&template).split_off(&self.shared.store)?
             }
             result => result?,
@@ -269,7 +269,7 @@ impl Pool {
         if let Some(entry) = inner.entries.get_mut(id)
             && entry.is_of(template)
         {
-            (entry.learned, entry.failing) = (true, false);
+            (entry.learned, entry.rests_until) = (true, None);
         }
     }
 
@@ -279,7 +279,7 @@ impl Pool {
     /// # Errors
     /// [`GuestError`].
     pub fn warm(&self, id: &CheckpointId, shells: usize) -> Result<usize, GuestError> {
-        let template = self.template(id)?;
+        let template = self.shared.template(id)?;
         if lock(&template).wake_set().is_none() {
             // The first fork shows what the others will touch.
             let forked = self.fork_without_shell(id, Someone::default())?;
@@ -348,16 +348,6 @@ impl Pool {
         Some(lock(&template).pid())
     }
 
-    fn forget_if(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>) {
-        let mut inner = self.shared.lock();
-        if inner.entries.get(id).is_some_and(|entry| entry.is_of(template))
-            && let Some(entry) = inner.entries.remove(id)
-        {
-            drop(inner);
-            entry.discard(&self.shared.reaper);
-        }
-    }
-
     fn take_shell(&self, id: &CheckpointId) -> Option<Shell> {
         let mut inner = self.shared.lock();
         inner.uses += 1;
@@ -372,80 +362,11 @@ impl Pool {
         }
         entry.shells.pop_front()
     }
-
-    /// The template of a checkpoint, loaded if it is not. Who comes while it is being loaded waits for it.
-    fn template(&self, id: &CheckpointId) -> Result<Arc<Mutex<Template>>, GuestError> {
-        let shared = &*self.shared;
-        let mut inner = shared.lock();
-        loop {
-            inner.uses += 1;
-            let uses = inner.uses;
-            match inner.entries.get_mut(id) {
-                Some(entry) if entry.is_current() => {
-                    entry.used = uses;
-                    if let Some(template) = &entry.template {
-                        return Ok(template.clone());
-                    }
-                    // Somebody loads it.
-                    inner = shared.loaded.wait(inner).unwrap_or_else(PoisonError::into_inner);
-                }
-                Some(_) => {
-                    if let Some(entry) = inner.entries.remove(id) {
-                        drop(inner);
-                        entry.discard(&shared.reaper);
-                        inner = shared.lock();
-                    }
-                }
-                None => {
-                    inner.entries.insert(*id, Entry::loading(uses));
-                    break;
-                }
-            }
-        }
-        drop(inner);
-        let checkpoint = shared.store.open_checkpoint(id).map_err(GuestError::from);
-        let loaded = checkpoint.and_then(|checkpoint| Template::load(&shared.store, &checkpoint));
-        let mut inner = shared.lock();
-        let result = match loaded {
-            Ok(template) => {
-                let (current, template) = (template.watch(), Arc::new(Mutex::new(template)));
-                if let Some(entry) = inner.entries.get_mut(id) {
-                    entry.loaded(template.clone(), current);
-                }
-                Ok(template)
-            }
-            Err(error) => {
-                inner.entries.remove(id);
-                Err(error)
-            }
-        };
-        let surplus = inner.surplus(shared.budget.templates.max(1), id);
-        drop(inner);
-        shared.loaded.notify_all();
-        shared.wanted.notify_all();
-        for entry in surplus {
-            entry.discard(&shared.reaper);
-        }
-        result
-    }
 }
 
-impl Inner {
-    /// Takes out what is over the budget, the least recently used first, but not `keep`.
-    fn surplus(&mut self, templates: usize, keep: &CheckpointId) -> Vec<Entry> {
-        let mut surplus = Vec::new();
-        while self.entries.len() > templates {
-            let idle = self
-                .entries
-                .iter()
-                .filter(|(id, entry)| *id != keep && entry.template.is_some());
-            let Some(id) = idle.min_by_key(|(_, entry)| entry.used).map(|(id, _)| *id) else {
-                break;
-            };
-            surplus.extend(self.entries.remove(&id));
-        }
-        surplus
-    }
+/// Whether a guest's process is no more.
+fn is_gone(error: &GuestError) -> bool {
+    matches!(error, GuestError::Vm(VmError::Gone { .. } | VmError::Control(_)))
 }
 
 fn lock(template: &Mutex<Template>) -> MutexGuard<'_, Template> {

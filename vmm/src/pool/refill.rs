@@ -4,15 +4,16 @@
 //! then it looks for templates whose checkpoints are no more, and drops them with their shells.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spore_snapshot::CheckpointId;
 
 use super::entry::Entry;
-use super::{Inner, Shared, lock};
+use super::{Inner, Shared, is_gone, lock};
 use crate::guest::{GuestError, Shell, Template};
 
-/// How long a deleted checkpoint's shells may stay when nobody asks for anything.
+/// How long a deleted checkpoint's shells may stay when nobody asks for anything, and how long a template rests of
+/// which no shell could be made.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) fn run(shared: &Shared) {
@@ -31,13 +32,13 @@ pub(super) fn run(shared: &Shared) {
             0 if !inner.frugal => inner.short_of_shells(shared),
             _ => None,
         };
-        let Some((id, template)) = next else {
+        let Some((id, mut template)) = next else {
             let waited = shared.wanted.wait_timeout(inner, LOOK);
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         drop(inner);
-        let made = make(shared, &template);
+        let made = make(shared, &id, &mut template);
         inner = shared.lock();
         match (made, inner.entries.get_mut(&id)) {
             (Ok(shell), Some(entry)) if entry.is_of(&template) => entry.shells.push_back(shell),
@@ -49,15 +50,27 @@ pub(super) fn run(shared: &Shared) {
             (Err(error), entry) => {
                 tracing::warn!(%error, checkpoint = %id, "no shell could be made");
                 if let Some(entry) = entry {
-                    entry.failing = true;
+                    entry.rests_until = Some(Instant::now() + LOOK);
                 }
             }
         }
     }
 }
 
-fn make(shared: &Shared, template: &Mutex<Template>) -> Result<Shell, GuestError> {
-    let unarmed = lock(template).split_off(&shared.store)?;
+/// Makes a shell; of a new template, if this one's process has died.
+fn make(
+    shared: &Shared,
+    id: &CheckpointId,
+    template: &mut Arc<Mutex<Template>>,
+) -> Result<Shell, GuestError> {
+    let split = lock(template).split_off(&shared.store);
+    let unarmed = match split {
+        Err(error) if is_gone(&error) => {
+            *template = shared.reload(id, template)?;
+            lock(template).split_off(&shared.store)?
+        }
+        split => split?,
+    };
     let shell = unarmed.arm()?;
     if let Some(then) = shared.on_armed.get() {
         then(shell.id(), shell.pid());
@@ -82,9 +95,7 @@ impl Inner {
         }
         self.entries
             .iter()
-            .filter(|(_, entry)| {
-                entry.learned && !entry.failing && entry.shells.len() < budget.shells_per_template
-            })
+            .filter(|(_, entry)| entry.may_have_shells() && entry.shells.len() < budget.shells_per_template)
             .filter_map(|(id, entry)| Some((entry.used, *id, entry.template.clone()?)))
             .max_by_key(|&(used, ..)| used)
             .map(|(_, id, template)| (id, template))

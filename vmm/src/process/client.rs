@@ -1,6 +1,5 @@
 //! The owner's handle on a VM process.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,22 +10,23 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, geteuid, pidfd_open, waitid};
-use rustix::thread::{CapabilitySet, capabilities};
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use super::files;
 use super::keep::Token;
 use super::message::{
-    ArmSpec, BootSpec, Failure, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved,
-    Split, SplitSpec, VmStats, WakeSpec, Welcome, Woke,
+    ArmSpec, BootSpec, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved, Split,
+    SplitSpec, VmStats, WakeSpec, Welcome, Woke,
 };
 use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 
+use super::error::{Refused, VmError};
 use super::files::Overlays;
 use super::owned::{Killer, Process};
+use super::program::{program, user};
 use super::wire::{Descriptors, receive, receive_from, send, send_with};
 use crate::clock::Trace;
-use crate::confine::{Confinement, User};
+use crate::confine::Confinement;
 use crate::console;
 use crate::exit::Ended;
 use crate::wake_set::WakeSet;
@@ -37,63 +37,6 @@ const ANSWER: Duration = Duration::from_secs(60);
 const MEET: Duration = Duration::from_secs(10);
 /// How long a save may take: up to 16 GiB to a slow disk.
 const SAVE: Duration = Duration::from_secs(1800);
-
-/// Why a VM could not be driven.
-#[derive(Debug, thiserror::Error)]
-pub enum VmError {
-    /// The program is not there or does not start.
-    #[error("{program} does not start: {source}; it is installed beside `spore`, or named by SPORE_VM")]
-    Spawn {
-        /// Which.
-        program: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// It said no.
-    #[error(transparent)]
-    Failed(#[from] Failure),
-    /// The VM ended when it should not have.
-    #[error("{ended}{}", serial(.console))]
-    Ended {
-        /// How.
-        ended: Ended,
-        /// The last lines of its console.
-        console: String,
-    },
-    /// The process died or was killed.
-    #[error("the VM process is gone ({status}){}", serial(.console))]
-    Gone {
-        /// Its exit status.
-        status: String,
-        /// The last lines of the VM's console.
-        console: String,
-    },
-    /// The control stream failed.
-    #[error("the VM process cannot be talked to: {0}")]
-    Control(io::Error),
-}
-
-/// Console lines as part of an error message.
-pub fn serial(console: &str) -> String {
-    if console.is_empty() {
-        String::new()
-    } else {
-        format!("; the console's last lines:\n{console}")
-    }
-}
-
-/// Why a process does not take a new owner.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    #[error("it has an owner")]
-    Owned,
-    #[error("the token is another")]
-    WrongToken,
-    #[error("it did not answer within {0:?}")]
-    Busy(Duration),
-    #[error(transparent)]
-    Vm(#[from] VmError),
-}
 
 /// Lines of console that go into an error.
 pub(crate) const CONSOLE_LINES: usize = 12;
@@ -116,43 +59,6 @@ impl Drop for VmHandle {
         self.process.wait();
         let _ = std::fs::remove_file(&self.vsock);
     }
-}
-
-/// Who VM processes become: named by SPORE_VM_USER as `uid:gid`, or [`User::DEFAULT`]. `None` when they stay who we are:
-/// if we are not root, or are and may not look into other users' processes, which writing a checkpoint needs.
-fn user() -> io::Result<Option<User>> {
-    let may = capabilities(None)?
-        .effective
-        .contains(CapabilitySet::SYS_PTRACE | CapabilitySet::KILL);
-    if !geteuid().is_root() || !may {
-        return Ok(None);
-    }
-    let user = match std::env::var("SPORE_VM_USER") {
-        Ok(named) => named
-            .parse()
-            .map_err(|error| io::Error::other(format!("SPORE_VM_USER: {error}")))?,
-        Err(_) => User::DEFAULT,
-    };
-    Ok(Some(user))
-}
-
-/// How VM processes that are started by this one are confined: starts one and asks it.
-///
-/// # Errors
-/// [`VmError`].
-pub fn confinement() -> Result<Confinement, VmError> {
-    VmHandle::spawn(Path::new(""), Path::new(""))?.confinement()
-}
-
-/// Where `spore-vm` is: named by SPORE_VM, or beside the running program.
-pub fn program() -> PathBuf {
-    if let Some(path) = std::env::var_os("SPORE_VM") {
-        return path.into();
-    }
-    std::env::current_exe()
-        .ok()
-        .and_then(|exe| Some(exe.parent()?.join("spore-vm")))
-        .unwrap_or_else(|| OsString::from("spore-vm").into())
 }
 
 impl VmHandle {

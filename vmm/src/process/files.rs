@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::client::VmError;
+use super::error::VmError;
 use super::message::{Failure, FailureKind};
 use crate::disk::StackSpec;
 use crate::socket;

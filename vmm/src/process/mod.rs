@@ -7,16 +7,20 @@
 //! [`server`] is the process, [`VmHandle`] its owner's handle.
 
 mod client;
+mod error;
 mod files;
 mod fork;
 pub(crate) mod keep;
 pub mod message;
 mod owned;
+mod program;
 pub mod server;
 mod wire;
 
-pub(crate) use client::{CONSOLE_LINES, Refused};
-pub use client::{VmError, VmHandle, confinement, program, serial};
+pub(crate) use client::CONSOLE_LINES;
+pub use client::VmHandle;
+pub(crate) use error::Refused;
+pub use error::{VmError, serial};
 pub use files::Overlays;
 pub(crate) use fork::{FORK, FORK_PLAIN};
 pub use keep::RecordError;
@@ -24,4 +28,5 @@ pub(crate) use message::Welcome;
 pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStats, WakeSpec, Woke};
 pub use owned::Killer;
 pub(crate) use owned::Process;
+pub use program::{confinement, program};
 pub(crate) use wire::Descriptors;
