@@ -82,6 +82,11 @@ impl Store {
         for dir in DIRS.iter().chain(&["tmp"]) {
             store.make_dir(&store.root.join(dir))?;
         }
+        // What will be durable in them is so only if they are; whoever made them may not have come to this.
+        let images = store.images_dir();
+        for dir in [&store.root, &images, &images.join("names")] {
+            publish::sync_parent(dir)?;
+        }
         store.sweep()?;
         Ok(store)
     }
