@@ -37,6 +37,8 @@ pub struct Limits {
     pub builds: u32,
     /// Commands that run at once, in all sandboxes.
     pub execs: usize,
+    /// After how many seconds without use a sandbox is destroyed that does not say it itself.
+    pub idle_seconds: Option<u32>,
 }
 
 impl Default for Limits {
@@ -47,6 +49,7 @@ impl Default for Limits {
             sandboxes: 2048,
             builds: 4,
             execs: 1024,
+            idle_seconds: None,
         }
     }
 }

@@ -89,6 +89,17 @@ impl Http {
         parse(&answer).unwrap_or_else(|| panic!("{call}: no answer: {:?}", String::from_utf8_lossy(&answer)))
     }
 
+    /// The same; `None` if whoever was asked went before it had answered.
+    pub fn try_send(&self, call: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
+        parse(&self.raw(&request(call, headers, body)))
+    }
+
+    /// A request whose answer nobody waits for.
+    pub fn abandon(&self, call: &str, body: &[u8]) {
+        // It may be refused before it has been read.
+        let _ = self.connect().write_all(&request(call, &[], body));
+    }
+
     /// A request with JSON: `call` is method and path.
     pub fn json(&self, call: &str, body: &Value) -> Answer {
         self.send(call, &[], body.to_string().as_bytes())
@@ -169,6 +180,10 @@ fn parse(answer: &[u8]) -> Option<Answer> {
         .any(|(name, value)| name == "transfer-encoding" && value == "chunked")
     {
         body = unchunk(&body)?;
+    }
+    let promised = headers.iter().find(|(name, _)| name == "content-length");
+    if promised.is_some_and(|(_, length)| length.parse() != Ok(body.len())) {
+        return None;
     }
     Some(Answer {
         status,

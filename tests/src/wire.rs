@@ -71,6 +71,14 @@ pub fn host(root: &Path) -> Player {
     internet
 }
 
+/// A script that talks to the internet through one connection, once a second, from now on. What comes back is appended
+/// to the file `heard`; the file `ended` is there when the connection has ended.
+pub fn ticking(heard: &str, ended: &str) -> String {
+    format!(
+        "{{ (while echo tick; do sleep 1; done) | nc {INTERNET} {ECHO} >{heard}; echo ended >{ended}; }} >/dev/null 2>&1 & echo"
+    )
+}
+
 /// The internet: configures the end of the wire that it is given, and serves until it is killed.
 pub fn internet(root: &Path) {
     println!("here");

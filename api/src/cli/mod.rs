@@ -121,6 +121,9 @@ pub struct Serve {
     /// Builds at once
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub max_builds: u32,
+    /// End sandboxes that nobody has used for this many seconds, unless they say otherwise [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=2_592_000))]
+    pub idle_timeout: Option<u32>,
     /// Templates kept loaded
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub templates: u16,

@@ -122,6 +122,10 @@ pub struct Common {
     /// End it after this many seconds [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u32).range(1..=MONTH))]
     pub timeout: Option<u32>,
+    /// End it when nobody has used it for this many seconds; 0: never [default: as the daemon was told; for a fork as
+    /// its parent]
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u32).range(0..=MONTH))]
+    pub idle_timeout: Option<u32>,
     /// What it reaches: `none`, `nat` (everything beyond this host), or a list, e.g. `example.com:443,198.51.100.0/24`
     /// [default: none; for a fork what its parent does]
     #[arg(long, value_name = "POLICY", value_parser = crate::network::parse)]

@@ -38,6 +38,7 @@ pub fn create(daemon: &Daemon, args: &Create) -> Result<(), Failure> {
         env: map(&args.common.env),
         metadata: map(&args.common.metadata),
         timeout_seconds: args.common.timeout,
+        idle_timeout_seconds: args.common.idle_timeout,
         network: args.common.network.as_ref().map(network).unwrap_or_default(),
         count: args.count,
         partial: false,
@@ -59,6 +60,7 @@ pub fn fork(daemon: &Daemon, args: &Fork) -> Result<(), Failure> {
         env: map(&args.common.env),
         metadata: map(&args.common.metadata),
         timeout_seconds: args.common.timeout,
+        idle_timeout_seconds: args.common.idle_timeout,
         network: args.common.network.as_ref().map(network),
         partial: false,
     };

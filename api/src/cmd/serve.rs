@@ -28,6 +28,7 @@ pub fn run(global: &Global, args: &Serve) -> Result<ExitCode, Failure> {
             overcommit: args.overcommit,
             sandboxes: args.max_sandboxes,
             builds: args.max_builds,
+            idle_seconds: args.idle_timeout,
             ..Limits::default()
         },
         budget: Budget {

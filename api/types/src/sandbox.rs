@@ -46,6 +46,10 @@ pub struct CreateSandbox {
     /// It is destroyed after this many seconds, 1 to 2592000; absent: never.
     #[schema(minimum = 1, maximum = 2592000)]
     pub timeout_seconds: Option<u32>,
+    /// It is destroyed when nobody has used it for this many seconds: no command or copy went on, and it was not forked,
+    /// checkpointed or changed. 0: never; absent: what the daemon was told.
+    #[schema(maximum = 2592000)]
+    pub idle_timeout_seconds: Option<u32>,
     /// What it reaches.
     pub network: NetworkPolicy,
     /// How many, 1 to 64; with this the answer is a list.
@@ -175,6 +179,11 @@ pub struct Sandbox {
     /// When it will be destroyed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
+    /// After how long without use it will be destroyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_seconds: Option<u32>,
+    /// When it was last used.
+    pub last_used_at: u64,
     /// How long its making took.
     pub times: SandboxTimes,
     /// What it has used; only in the answer for one sandbox.
@@ -226,6 +235,9 @@ pub struct SandboxUpdate {
     /// Seconds from now until it is destroyed; 0: never.
     #[schema(maximum = 2592000)]
     pub timeout_seconds: Option<u32>,
+    /// After how many seconds without use it is destroyed; 0: never.
+    #[schema(maximum = 2592000)]
+    pub idle_timeout_seconds: Option<u32>,
     /// All of its metadata.
     pub metadata: Option<BTreeMap<String, String>>,
 }
@@ -248,6 +260,9 @@ pub struct ForkRequest {
     /// Each is destroyed after this many seconds; absent: never.
     #[schema(minimum = 1, maximum = 2592000)]
     pub timeout_seconds: Option<u32>,
+    /// Each is destroyed after so many seconds without use; 0: never; absent: as the parent.
+    #[schema(maximum = 2592000)]
+    pub idle_timeout_seconds: Option<u32>,
     /// What each reaches; absent: what the parent does.
     pub network: Option<NetworkPolicy>,
     /// Whether some are kept when others failed. Absent: all or none.
@@ -262,6 +277,7 @@ impl Default for ForkRequest {
             env: BTreeMap::new(),
             metadata: BTreeMap::new(),
             timeout_seconds: None,
+            idle_timeout_seconds: None,
             network: None,
             partial: false,
         }

@@ -9,6 +9,7 @@ use spore_types::ErrorCode;
 use spore_vmm::guest::Agent;
 use spore_vmm::socket;
 
+use super::activity::Use;
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -17,14 +18,18 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// What the daemon calls itself to agents.
 const BUILD: &str = concat!("spored ", env!("CARGO_PKG_VERSION"));
 
-/// Cuts a connection when it is dropped, whoever still uses it: so a command ends whose caller has gone.
+/// Cuts a connection when it is dropped, whoever still uses it: so a command ends whose caller has gone. Until then
+/// the sandbox is in use.
 #[derive(Debug)]
-pub struct Cut(UnixStream);
+pub struct Cut {
+    stream: UnixStream,
+    _use: Option<Use>,
+}
 
 impl Drop for Cut {
     fn drop(&mut self) {
         // It can only be closed already.
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
@@ -39,15 +44,29 @@ fn unreachable(sandbox: &Sandbox, why: impl std::fmt::Display) -> Error {
     }
 }
 
-/// A new connection to a sandbox's agent, and what cuts it.
+/// A new connection to a sandbox's agent, and what cuts it. The sandbox is in use meanwhile.
 ///
 /// # Errors
 /// `conflict` if it is paused, `sandbox_ended`, `guest_unreachable`.
 pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
+    let in_use = sandbox.activity().begin();
+    let (agent, mut cut) = visit(sandbox)?;
+    cut._use = Some(in_use);
+    Ok((agent, cut))
+}
+
+/// The same for the daemon itself, which is no use.
+///
+/// # Errors
+/// As [`connect`].
+pub fn visit(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
     sandbox.must_run()?;
     let failed = |why: &dyn std::fmt::Display| unreachable(sandbox, why);
     let mut stream = socket::connect(sandbox.vsock()).map_err(|error| failed(&error))?;
-    let cut = Cut(stream.try_clone().map_err(|error| failed(&error))?);
+    let cut = Cut {
+        stream: stream.try_clone().map_err(|error| failed(&error))?,
+        _use: None,
+    };
     stream
         .set_read_timeout(Some(ANSWER))
         .map_err(|error| failed(&error))?;

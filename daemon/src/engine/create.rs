@@ -80,6 +80,21 @@ pub(super) fn expiry(timeout_seconds: Option<u32>) -> Result<Option<u64>> {
     }
 }
 
+/// What is asked for, of which 0 is never, else `otherwise`.
+///
+/// # Errors
+/// `invalid_request`.
+pub(super) fn idle_timeout(asked: Option<u32>, otherwise: Option<u32>) -> Result<Option<u32>> {
+    match asked {
+        None => Ok(otherwise),
+        Some(0) => Ok(None),
+        Some(seconds @ 1..=MAX_TIMEOUT) => Ok(Some(seconds)),
+        Some(seconds) => Err(Error::invalid(format!(
+            "idleTimeoutSeconds {seconds}: it must be 0 to {MAX_TIMEOUT}"
+        ))),
+    }
+}
+
 /// # Errors
 /// `invalid_request`.
 pub(super) fn check_count(count: u32) -> Result<()> {
@@ -130,10 +145,11 @@ impl Engine {
         check_count(count)?;
         check_metadata(&request.metadata)?;
         let expires_at = expiry(request.timeout_seconds)?;
+        let idle = idle_timeout(request.idle_timeout_seconds, self.config.limits.idle_seconds)?;
         let exec = request.exec.as_ref().map(Collected::new).transpose()?;
         let order = self.order(request, exec)?;
         let promises = self.ledger.promise(order.memory_mb, count)?;
-        let one = |promise| self.make(request, &order, expires_at, promise);
+        let one = |promise| self.make(request, &order, (expires_at, idle), promise);
         if count == 1 {
             return Ok(promises.into_iter().map(one).collect());
         }
@@ -199,7 +215,7 @@ impl Engine {
         &self,
         request: &CreateSandbox,
         order: &Order,
-        expires_at: Option<u64>,
+        (expires_at, idle_timeout_seconds): (Option<u64>, Option<u32>),
         promise: Promise,
     ) -> Result<Made> {
         let plugged = self.host.plug(&order.policy)?;
@@ -246,6 +262,7 @@ impl Engine {
             granted_mb,
             metadata: request.metadata.clone(),
             expires_at,
+            idle_timeout_seconds,
         };
         let sandbox = Sandbox::new(fixed, held, changing)?;
         self.keep(&sandbox);

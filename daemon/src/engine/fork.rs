@@ -9,7 +9,7 @@ use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
 use super::cgroup::Share;
-use super::create::{AGENT, Made, check_count, check_maximum, check_metadata, expiry, policy};
+use super::create::{AGENT, Made, check_count, check_maximum, check_metadata, expiry, idle_timeout, policy};
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
 use crate::error::Result;
@@ -33,6 +33,8 @@ impl Engine {
         check_metadata(&request.metadata)?;
         let expires_at = expiry(request.timeout_seconds)?;
         let parent = self.sandbox(id)?;
+        let parents = parent.changing().idle_timeout_seconds;
+        let idle_timeout_seconds = idle_timeout(request.idle_timeout_seconds, parents)?;
         let network = request.network.as_ref().unwrap_or(&parent.fixed.policy);
         let policy = policy(network)?;
         let max_mb = parent.fixed.max_mb;
@@ -103,6 +105,7 @@ impl Engine {
                 granted_mb: wanted_mb,
                 metadata: request.metadata.clone(),
                 expires_at,
+                idle_timeout_seconds,
             };
             let sandbox = Sandbox::new(fixed, held, changing)?;
             self.keep(&sandbox);

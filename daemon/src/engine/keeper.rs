@@ -38,11 +38,9 @@ impl Keeper {
             while !stopped.load(Ordering::Relaxed) {
                 let now = now();
                 for sandbox in engine.list() {
-                    let expired = sandbox.changing().expires_at.is_some_and(|at| at <= now);
-                    let cause = if expired {
-                        Some("expired".to_owned())
-                    } else {
-                        ended(&sandbox)
+                    let cause = match over(&sandbox, now) {
+                        Some(over) => Some(over.to_owned()),
+                        None => ended(&sandbox),
                     };
                     if let Some(cause) = cause {
                         engine.end(&sandbox, &cause);
@@ -71,6 +69,16 @@ impl Drop for Keeper {
             let _ = thread.join();
         }
     }
+}
+
+/// Why a sandbox's time is over, if it is.
+fn over(sandbox: &Sandbox, now: u64) -> Option<&'static str> {
+    let changing = sandbox.changing();
+    if changing.expires_at.is_some_and(|at| at <= now) {
+        return Some("expired");
+    }
+    let limit = changing.idle_timeout_seconds?;
+    (sandbox.activity().idle_at(now) >= limit.into()).then_some("idle")
 }
 
 /// Why a sandbox's VM has ended, if it has and nobody works with it: whoever does will hear.

@@ -2,7 +2,8 @@
 //!
 //! Each call is one file's; this one has what they share.
 
-pub mod adopt;
+pub mod activity;
+mod adopt;
 pub mod agent;
 pub mod builds;
 pub mod cgroup;

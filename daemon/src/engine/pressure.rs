@@ -97,7 +97,7 @@ impl Engine {
         for sandbox in self.list() {
             std::thread::spawn(move || {
                 // One that is paused, or busy dying, has nothing to give.
-                if let Ok((mut agent, _cut)) = super::agent::connect(&sandbox) {
+                if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox) {
                     let _ = agent.settle();
                 }
             });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use spore_builder::Plugged;
@@ -10,6 +10,7 @@ use spore_types::{ErrorCode, Network, NetworkPolicy, Origin, SandboxMemory, Sand
 use spore_vmm::guest::{ForkTimes, Guest};
 use spore_vmm::process::Killer;
 
+use super::activity::{Activity, Use};
 use super::ledger::Promise;
 use crate::error::{Error, Result};
 use crate::time::micros;
@@ -60,6 +61,9 @@ pub struct Changing {
     pub metadata: BTreeMap<String, String>,
     /// When it is to be destroyed, in seconds since 1970.
     pub expires_at: Option<u64>,
+    /// After how many seconds without use it is to be destroyed.
+    #[serde(default)]
+    pub idle_timeout_seconds: Option<u32>,
 }
 
 /// A sandbox.
@@ -72,6 +76,7 @@ pub struct Sandbox {
     killer: Killer,
     network: Network,
     changing: Mutex<Changing>,
+    activity: Arc<Activity>,
     /// Held while its VM is worked with; gone when it is no more.
     guest: Mutex<Option<Held>>,
 }
@@ -89,7 +94,11 @@ pub struct Held {
 }
 
 /// A sandbox's VM, held by whoever works with it.
-pub struct Work<'a>(MutexGuard<'a, Option<Held>>);
+pub struct Work<'a> {
+    guest: MutexGuard<'a, Option<Held>>,
+    /// Absent for those who only look.
+    _use: Option<Use>,
+}
 
 impl Held {
     /// What a sandbox begins with.
@@ -109,12 +118,12 @@ impl Work<'_> {
     /// # Errors
     /// `sandbox_ended`.
     pub fn held(&mut self) -> Result<&mut Held> {
-        self.0.as_mut().ok_or_else(ended)
+        self.guest.as_mut().ok_or_else(ended)
     }
 
     /// Takes it out: the sandbox is no more.
     pub fn take(&mut self) -> Option<Held> {
-        self.0.take()
+        self.guest.take()
     }
 }
 
@@ -151,6 +160,7 @@ impl Sandbox {
             network,
             fixed,
             changing: Mutex::new(changing),
+            activity: Arc::default(),
             guest: Mutex::new(Some(held)),
         })
     }
@@ -185,18 +195,28 @@ impl Sandbox {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its VM, when nobody else works with it.
-    pub fn work(&self) -> Work<'_> {
-        Work(self.guest.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Whether it is in use.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 
-    /// Its VM, if nobody else works with it now.
-    pub fn try_work(&self) -> Option<Work<'_>> {
-        match self.guest.try_lock() {
-            Ok(guard) => Some(Work(guard)),
-            Err(TryLockError::Poisoned(poisoned)) => Some(Work(poisoned.into_inner())),
-            Err(TryLockError::WouldBlock) => None,
+    /// Its VM, when nobody else works with it. It is in use meanwhile.
+    pub fn work(&self) -> Work<'_> {
+        let _use = Some(self.activity.begin());
+        Work {
+            guest: self.guest.lock().unwrap_or_else(PoisonError::into_inner),
+            _use,
         }
+    }
+
+    /// Its VM, if nobody else works with it now: for who only looks.
+    pub fn try_work(&self) -> Option<Work<'_>> {
+        let guest = match self.guest.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Work { guest, _use: None })
     }
 
     /// Ends its VM without waiting for whoever works with it: that fails.
@@ -252,6 +272,8 @@ impl Sandbox {
             metadata: changing.metadata.clone(),
             created_at: fixed.created_at,
             expires_at: changing.expires_at,
+            idle_timeout_seconds: changing.idle_timeout_seconds,
+            last_used_at: self.activity.last(),
             times: fixed.times,
             usage: None,
         }

@@ -7,7 +7,7 @@ use spore_vmm::guest::{GuestError, ResizeError};
 
 use super::Engine;
 use super::cgroup::Share;
-use super::create::{AGENT, check_maximum, check_metadata, expiry};
+use super::create::{AGENT, check_maximum, check_metadata, expiry, idle_timeout};
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -26,6 +26,11 @@ impl Engine {
             None => None,
             given => Some(expiry(given)?),
         };
+        let idle_timeout = match update.idle_timeout_seconds {
+            None => None,
+            given => Some(idle_timeout(given, None)?),
+        };
+        let _use = sandbox.activity().begin();
         if let Some(memory_mb) = update.memory_mb {
             self.resize(&sandbox, memory_mb)?;
         }
@@ -35,6 +40,9 @@ impl Engine {
         }
         if let Some(expires_at) = expires_at {
             changing.expires_at = expires_at;
+        }
+        if let Some(idle_timeout) = idle_timeout {
+            changing.idle_timeout_seconds = idle_timeout;
         }
         drop(changing);
         self.write_down(&sandbox);

@@ -119,6 +119,8 @@ class Fake:
         if memory > 16384:
             raise RefusalError(503, "insufficient_capacity", "the host has no room", largestFitMB=9000)
         expires = {"expiresAt": 1700000000 + asked["timeoutSeconds"]} if asked.get("timeoutSeconds") else {}
+        if asked.get("idleTimeoutSeconds"):
+            expires["idleTimeoutSeconds"] = asked["idleTimeoutSeconds"]
         made = {
             "id": id,
             "state": "running",
@@ -128,6 +130,7 @@ class Fake:
             "network": {"policy": asked.get("network") or "none"},
             "metadata": asked.get("metadata") or {},
             "createdAt": 1700000000,
+            "lastUsedAt": 1700000000,
             "times": {"releasedUs": 1, "wokeUs": 2, "readyUs": 3},
             **expires,
             **more,
@@ -352,6 +355,8 @@ class Handler(BaseHTTPRequestHandler):
             box["memory"].update(requestedMB=asked["memoryMB"], grantedMB=max(asked["memoryMB"], 1024))
         if "timeoutSeconds" in asked:
             box["expiresAt"] = 1700000000 + asked["timeoutSeconds"] if asked["timeoutSeconds"] else None
+        if "idleTimeoutSeconds" in asked:
+            box["idleTimeoutSeconds"] = asked["idleTimeoutSeconds"] or None
         if "metadata" in asked:
             box["metadata"] = asked["metadata"]
         self.send(200, box)

@@ -141,6 +141,8 @@ async def test_its_state(sandbox: Any) -> None:
     with pytest.raises(spore.AboveMaximumError):
         await sandbox.resize(sandbox.info.memory.max_mb + 1)
     assert (await sandbox.set_timeout(1700)).expires_at <= time.time() + 1800
+    assert (await sandbox.set_idle_timeout(1700)).idle_timeout_seconds == 1700
+    assert (await sandbox.set_idle_timeout(None)).idle_timeout_seconds is None
     assert (await sandbox.set_metadata({**JOB, "x": "y"})).metadata == {**JOB, "x": "y"}
     usage = await sandbox.usage()
     assert usage.cpu_ms > 0

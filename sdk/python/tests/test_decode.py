@@ -23,6 +23,7 @@ SANDBOX: dict[str, Any] = {
     "network": {"policy": {"allow": ["example.com:443"]}, "address": "198.51.100.7"},
     "metadata": {"a": "b"},
     "createdAt": 1700000000,
+    "lastUsedAt": 1700000001,
     "times": {"releasedUs": 1, "wokeUs": 2, "readyUs": 3},
 }
 RESULT: dict[str, Any] = {

@@ -204,6 +204,8 @@ async def test_a_sandbox_is_changed_and_what_is_known_of_it_with_it(api: Api, da
         await sandbox.resize(99999)
     assert (await sandbox.set_timeout(60)).expires_at == 1700000060
     assert (await sandbox.set_timeout(None)).expires_at is None
+    assert (await sandbox.set_idle_timeout(60)).idle_timeout_seconds == 60
+    assert (await sandbox.set_idle_timeout(None)).idle_timeout_seconds is None
     assert (await sandbox.set_metadata({"x": "y"})).metadata == {"x": "y"}
     await sandbox.pause()
     assert sandbox.info.state == "paused"

@@ -45,6 +45,11 @@ export interface SandboxOptions {
   /** It is ended after so many seconds, 1 to 2592000. Default: never. */
   timeoutSeconds?: number | undefined;
   /**
+   * It is ended when nobody has used it for so many seconds, at most 2592000: no command or copy went on, and it was
+   * not forked, checkpointed or changed. 0: never. Default: what the daemon was told; for a fork, as its parent.
+   */
+  idleTimeoutSeconds?: number | undefined;
+  /**
    * What it reaches: `'none'`; `'nat'`, everything beyond the host's uplink; or `{ allow: [...] }` of 1 to 64 networks
    * (`198.51.100.0/24`) and hosts (`example.com:443`). Default: `'none'`; for a fork, what the parent reaches.
    */
@@ -307,6 +312,11 @@ export class Sandbox implements AsyncDisposable {
     return this.#update({ timeoutSeconds: seconds ?? 0 }, options);
   }
 
+  /** Ends it when nobody has used it for so many seconds, at most 2592000; `null`: never. */
+  setIdleTimeout(seconds: number | null, options: CallOptions = {}): Promise<SandboxInfo> {
+    return this.#update({ idleTimeoutSeconds: seconds ?? 0 }, options);
+  }
+
   /** Replaces all of its metadata. */
   setMetadata(metadata: Readonly<Record<string, string>>, options: CallOptions = {}): Promise<SandboxInfo> {
     return this.#update({ metadata: { ...metadata } }, options);
@@ -476,16 +486,17 @@ function checkpointId(checkpoint: CheckpointLike): string {
 
 type Shared = Pick<
   CreateSandbox & ForkRequest,
-  'memoryMB' | 'env' | 'metadata' | 'timeoutSeconds' | 'network'
+  'memoryMB' | 'env' | 'metadata' | 'timeoutSeconds' | 'idleTimeoutSeconds' | 'network'
 >;
 
 function sharedBody(options: SandboxOptions): Shared {
-  const { memoryMB, env, metadata, timeoutSeconds, network } = options;
+  const { memoryMB, env, metadata, timeoutSeconds, idleTimeoutSeconds, network } = options;
   return {
     ...(memoryMB !== undefined && { memoryMB }),
     ...(env && { env: { ...env } }),
     ...(metadata && { metadata: { ...metadata } }),
     ...(timeoutSeconds !== undefined && { timeoutSeconds }),
+    ...(idleTimeoutSeconds !== undefined && { idleTimeoutSeconds }),
     ...(network !== undefined && { network }),
   };
 }

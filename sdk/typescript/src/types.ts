@@ -207,6 +207,11 @@ export interface CreateSandbox {
   metadata?: Record<string, string>;
   /** It is destroyed after this many seconds, 1 to 2592000; absent: never. */
   timeoutSeconds?: number;
+  /**
+   * It is destroyed when nobody has used it for this many seconds: no command or copy went on, and it was not forked,
+   * checkpointed or changed. 0: never; absent: what the daemon was told.
+   */
+  idleTimeoutSeconds?: number;
   /** What it reaches; absent: `none`. */
   network?: NetworkPolicy;
   /** How many, 1 to 64; with this the answer is a list. */
@@ -299,6 +304,10 @@ export interface Sandbox {
   createdAt: number;
   /** When it will be destroyed. */
   expiresAt?: number;
+  /** After how long without use it will be destroyed. */
+  idleTimeoutSeconds?: number;
+  /** When it was last used. */
+  lastUsedAt: number;
   /** How long its making took. */
   times: SandboxTimes;
   /** What it has used; only in the answer for one sandbox, when asked for. */
@@ -333,6 +342,8 @@ export interface SandboxUpdate {
   memoryMB?: number;
   /** Seconds from now until it is destroyed; 0: never. */
   timeoutSeconds?: number;
+  /** After how many seconds without use it is destroyed; 0: never. */
+  idleTimeoutSeconds?: number;
   /** All of its metadata. */
   metadata?: Record<string, string>;
 }
@@ -349,6 +360,8 @@ export interface ForkRequest {
   metadata?: Record<string, string>;
   /** Each is destroyed after this many seconds; absent: never. */
   timeoutSeconds?: number;
+  /** Each is destroyed after so many seconds without use; 0: never; absent: as the parent. */
+  idleTimeoutSeconds?: number;
   /** What each reaches; absent: what the parent does. */
   network?: NetworkPolicy;
   /** Whether some are kept when others failed. Absent: all or none. */

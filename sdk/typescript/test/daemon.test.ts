@@ -50,12 +50,15 @@ test('all that the SDK can do is done to a real daemon', { skip: noDaemon, timeo
     env: { FROM: 'create' },
     metadata: mark,
     timeoutSeconds: 3600,
+    idleTimeoutSeconds: 1800,
     exec: 'echo first; echo "$FROM" >&2',
   });
 
   await t.test('it is there as it was asked for, with its first result', async () => {
     assert.deepEqual([sandbox.firstResult?.stdout, sandbox.firstResult?.stderr], ['first\n', 'create\n']);
-    const { state, memory, metadata, createdAt, expiresAt } = sandbox.info;
+    const { state, memory, metadata, createdAt, expiresAt, idleTimeoutSeconds } = sandbox.info;
+    assert.equal(idleTimeoutSeconds, 1800);
+    assert.equal((await sandbox.setIdleTimeout(null)).idleTimeoutSeconds, undefined);
     assert.deepEqual([state, metadata], ['running', mark]);
     assert.equal(memory.grantedMB, memory.floorMB);
     assert.ok(expiresAt !== undefined && Math.abs(expiresAt - createdAt - 3600) <= 2);

@@ -66,7 +66,7 @@ fn open(state: &Path) -> Network {
     network.unwrap()
 }
 
-fn said(command: &[&str]) -> String {
+pub fn said(command: &[&str]) -> String {
     let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
     assert!(output.status.success(), "{command:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -119,7 +119,7 @@ fn fetch(address: Ipv4Addr, port: u16) -> String {
 }
 
 /// With nc: wget of a static BusyBox looks the port up in a way that glibc does not survive without its libraries.
-fn ask(address: Ipv4Addr, port: u16, seconds: u32) -> String {
+pub fn ask(address: Ipv4Addr, port: u16, seconds: u32) -> String {
     format!(
         "said=$(printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w {seconds} {address} {port} 2>/dev/null | tail -n 1); \
          echo ${{said:-nothing}}"
@@ -195,12 +195,7 @@ fn without_a_network_there_is_none(store: &Store) {
 /// It has another address, and the connection that its parent has is dead in it; in the parent it lives.
 fn a_live_fork_is_somebody_else(store: &Store, network: &Network) {
     let mut parent = Online::new(store, network, &Policy::Nat);
-    let talk = format!(
-        "cd /run; {{ (while echo tick; do sleep 1; done) | nc {} {} >heard; echo ended >ended; }} >/dev/null 2>&1 & echo",
-        wire::INTERNET,
-        wire::ECHO
-    );
-    parent.guest.sh(&talk);
+    parent.guest.sh(&wire::ticking("/run/heard", "/run/ended"));
     let heard = "wc -l </run/heard";
     left::soon("the parent's connection", Duration::from_secs(30), || {
         parent.guest.sh(heard) != "0"

@@ -59,6 +59,7 @@ class AsyncSandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         on_build_log: Optional[Listener[str]] = None,
@@ -74,6 +75,7 @@ class AsyncSandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
         )
@@ -92,6 +94,7 @@ class AsyncSandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         partial: bool = False,
@@ -109,6 +112,7 @@ class AsyncSandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
             count=count,
@@ -127,6 +131,7 @@ class AsyncSandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         client: Optional[AsyncClient] = None,
@@ -141,6 +146,7 @@ class AsyncSandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
         )
@@ -245,6 +251,7 @@ class AsyncSandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: Optional[NetworkSpec] = None,
         partial: bool = False,
     ) -> AsyncSandboxGroup:
@@ -256,6 +263,7 @@ class AsyncSandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             partial=partial,
         )
@@ -274,6 +282,10 @@ class AsyncSandbox:
     async def set_timeout(self, seconds: Optional[int]) -> SandboxInfo:
         """End it after so many seconds from now, at most 2592000; `None`: never."""
         return await self._seen(calls.update_sandbox(self.id, timeout_seconds=seconds or 0))
+
+    async def set_idle_timeout(self, seconds: Optional[int]) -> SandboxInfo:
+        """End it when nobody has used it for so many seconds, at most 2592000; `None`: never."""
+        return await self._seen(calls.update_sandbox(self.id, idle_timeout_seconds=seconds or 0))
 
     async def set_metadata(self, metadata: Mapping[str, str]) -> SandboxInfo:
         """Replace all of its metadata."""

@@ -142,6 +142,8 @@ class SandboxInfo:
     #: Its owner's words.
     metadata: dict[str, str]
     created_at: int
+    #: When it was last used.
+    last_used_at: int
     times: SandboxTimes
     #: The image it was made of.
     image: Optional[str] = None
@@ -151,6 +153,8 @@ class SandboxInfo:
     parent: Optional[str] = None
     #: When it will be destroyed; `None`: never.
     expires_at: Optional[int] = None
+    #: After how many seconds without use it will be destroyed; `None`: never.
+    idle_timeout_seconds: Optional[int] = None
     #: What it has used; only where that was asked for.
     usage: Optional[Usage] = None
 

@@ -62,6 +62,7 @@ class Sandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         on_build_log: Optional[Callable[[str], object]] = None,
@@ -77,6 +78,8 @@ class Sandbox:
             env: Variables of every commands.
             metadata: Words to find it again by: at most 64, 16 KiB in all.
             timeout_seconds: It is ended after so many seconds, 1 to 2592000. Default: never.
+            idle_timeout_seconds: It is ended when nobody has used it for so many seconds, at most 2592000: no command or
+                copy went on, and it was not forked, checkpointed or changed. 0: never. Default: what the daemon was told.
             network: What it reaches: `"none"`; `"nat"`, everything beyond the host's uplink; or `{"allow": [...]}` of 1
                 to 64 networks (`198.51.100.0/24`) and hosts (`example.com:443`).
             exec: A command to run at once; what it came to is in `first_result`.
@@ -98,6 +101,7 @@ class Sandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
         )
@@ -116,6 +120,7 @@ class Sandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         partial: bool = False,
@@ -141,6 +146,7 @@ class Sandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
             count=count,
@@ -159,6 +165,7 @@ class Sandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: NetworkSpec = "none",
         exec: Optional[Command] = None,
         client: Optional[Client] = None,
@@ -178,6 +185,7 @@ class Sandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             exec=exec,
         )
@@ -325,6 +333,7 @@ class Sandbox:
         env: Optional[Mapping[str, str]] = None,
         metadata: Optional[Mapping[str, str]] = None,
         timeout_seconds: Optional[int] = None,
+        idle_timeout_seconds: Optional[int] = None,
         network: Optional[NetworkSpec] = None,
         partial: bool = False,
     ) -> SandboxGroup:
@@ -336,6 +345,7 @@ class Sandbox:
             env: Variables of every command, over this one's.
             metadata: The children's.
             timeout_seconds: Each is ended after so many seconds. Default: never.
+            idle_timeout_seconds: Each is ended when nobody has used it for so many seconds; 0: never. Default: as this one.
             network: What each reaches. Default: what this one does.
             partial: Whether some are kept when others failed. Default: all or none.
 
@@ -349,6 +359,7 @@ class Sandbox:
             env=env,
             metadata=metadata,
             timeout_seconds=timeout_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
             network=network,
             partial=partial,
         )
@@ -382,6 +393,10 @@ class Sandbox:
     def set_timeout(self, seconds: Optional[int]) -> SandboxInfo:
         """End it after so many seconds from now, at most 2592000; `None`: never."""
         return self._seen(calls.update_sandbox(self.id, timeout_seconds=seconds or 0))
+
+    def set_idle_timeout(self, seconds: Optional[int]) -> SandboxInfo:
+        """End it when nobody has used it for so many seconds, at most 2592000; `None`: never."""
+        return self._seen(calls.update_sandbox(self.id, idle_timeout_seconds=seconds or 0))
 
     def set_metadata(self, metadata: Mapping[str, str]) -> SandboxInfo:
         """Replace all of its metadata."""

@@ -100,6 +100,7 @@ export function sandboxInfo(id: string, more: object = {}): object {
     network: { policy: 'none' },
     metadata: {},
     createdAt: 1_700_000_000,
+    lastUsedAt: 1_700_000_000,
     times: { releasedUs: 1, wokeUs: 2, readyUs: 3 },
     ...more,
   };

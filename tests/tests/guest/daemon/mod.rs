@@ -1,8 +1,10 @@
 //! The daemon, over its socket, with real guests.
 
 mod calls;
+mod online;
 mod recovery;
 mod refusals;
+mod soak;
 mod streams;
 
 use std::path::{Path, PathBuf};
@@ -33,13 +35,18 @@ pub fn tests() -> Vec<Test> {
             two_daemons_do_not_share_a_directory_or_a_socket;
         recovery:
             sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped,
+            a_sandbox_that_nobody_uses_is_ended_and_one_that_is_used_is_not,
             a_sandbox_that_ends_by_itself_or_by_its_time_is_told;
+        online:
+            a_place_on_the_network_is_adopted_and_given_back;
+        soak:
+            clients_have_what_they_were_told_whatever_happens_to_the_host;
     }
 }
 
 /// Roles of its processes.
-pub fn roles() -> [role::Role; 1] {
-    [("daemon", serve)]
+pub fn roles() -> [role::Role; 2] {
+    [("daemon", serve), ("daemon online", online::host)]
 }
 
 fn socket(root: &Path) -> PathBuf {
@@ -73,7 +80,8 @@ pub fn serve(root: &Path) {
 pub struct Daemon {
     pub http: Http,
     player: Option<role::Player>,
-    copy: Copy,
+    root: PathBuf,
+    _copy: Option<Copy>,
 }
 
 impl Daemon {
@@ -82,17 +90,25 @@ impl Daemon {
     }
 
     pub fn on(copy: Copy) -> Self {
+        let mut daemon = Self::at(copy.store().root());
+        daemon._copy = Some(copy);
+        daemon
+    }
+
+    /// On a store that is somebody else's to remove.
+    pub fn at(root: &Path) -> Self {
         let mut daemon = Self {
-            http: Http::at(&socket(copy.store().root())),
+            http: Http::at(&socket(root)),
             player: None,
-            copy,
+            root: root.to_owned(),
+            _copy: None,
         };
         daemon.again();
         daemon
     }
 
     pub fn root(&self) -> &Path {
-        self.copy.store().root()
+        &self.root
     }
 
     /// Starts another daemon after the first.

@@ -81,6 +81,54 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
     });
 }
 
+pub fn a_sandbox_that_nobody_uses_is_ended_and_one_that_is_used_is_not() {
+    let daemon = Daemon::start();
+    let mut events = daemon.http.events("GET /v1/events", &[], &Value::Null);
+    // Followed from before the first is made.
+    std::thread::sleep(Duration::from_millis(200));
+    let used = daemon.create(json!({}));
+    let never = daemon.create(json!({"idleTimeoutSeconds": 0}));
+    let idle = daemon.create(json!({"idleTimeoutSeconds": 1}));
+    assert_eq!(idle["idleTimeoutSeconds"], 1);
+    assert!(idle["lastUsedAt"].as_u64() >= idle["createdAt"].as_u64());
+    assert!(never["idleTimeoutSeconds"].is_null());
+    let here = |sandbox: &Value| format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+    let change = |seconds: u32| {
+        let asked = json!({"idleTimeoutSeconds": seconds});
+        daemon.http.json(&format!("PATCH {}", here(&used)), &asked)
+    };
+    // A command is use, however long it goes on; looking is none.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            daemon.sh(
+                &used,
+                "touch /run/begun; until [ -e /run/enough ]; do sleep 0.1; done",
+            )
+        });
+        left::soon("the command", SOON, || {
+            daemon.sh(&used, "[ ! -e /run/begun ] || echo yes") == "yes"
+        });
+        change(1).expect(200);
+        while daemon.http.call(&format!("GET {}", here(&idle))).status == 200 {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let ended = events.next_of("sandboxEnded");
+        assert_eq!(
+            (&ended["sandbox"], &ended["cause"]),
+            (&idle["id"], &json!("idle"))
+        );
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(change(600).expect(200)["idleTimeoutSeconds"], 600);
+        daemon.sh(&used, "touch /run/enough");
+    });
+    // A fork has it of its parent.
+    let fork = format!("POST {}/fork", here(&used));
+    let forked = daemon.http.json(&fork, &json!({})).expect(201);
+    assert_eq!(forked["sandboxes"][0]["idleTimeoutSeconds"], 600);
+    assert_eq!(change(2_592_001).error(), (400, "invalid_request".into()));
+    daemon.http.call(&format!("GET {}", here(&never))).expect(200);
+}
+
 pub fn a_sandbox_that_ends_by_itself_or_by_its_time_is_told() {
     let daemon = Daemon::start();
     let mut events = daemon.http.events("GET /v1/events", &[], &Value::Null);

@@ -5,10 +5,10 @@
 //! seed alone; `SPORE_SOAK_SEED` repeats one, `SPORE_SOAK_SECONDS` says how long it goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spore_snapshot::CheckpointId;
 use spore_tests::sandbox::Sandbox;
+use spore_tests::soak::{Random, Soak};
 use spore_tests::{hold, left};
 use spore_vmm::pool::{Budget, Pool};
 
@@ -16,42 +16,12 @@ use super::{anybody, nothing_is_left, plan, sandbox};
 use crate::image::{Copy, FLOOR_MB, image};
 use crate::restored::file_system_of_is_clean;
 
-const SECONDS: u64 = 60;
 /// Sandboxes that live at once.
 const LIVING: usize = 6;
 /// Checkpoints beside the image's.
 const CHECKPOINTS: usize = 4;
 /// What one program holds, in MiB.
 const HELD_MB: u32 = 8;
-
-/// xorshift64*, so that a walk is the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from((self.next() >> 16) % end as u64).unwrap()
-    }
-
-    /// One of these, each as often as its number says.
-    fn pick<T: std::marker::Copy>(&mut self, of: &[(T, usize)]) -> T {
-        let all = of.iter().map(|(_, weight)| weight).sum();
-        let mut at = self.below(all);
-        for (what, weight) in of {
-            match at.checked_sub(*weight) {
-                None => return *what,
-                Some(rest) => at = rest,
-            }
-        }
-        unreachable!("a number below the sum of all")
-    }
-}
 
 /// What a sandbox should have.
 #[derive(Clone, Default)]
@@ -65,9 +35,9 @@ struct Model {
 
 /// The bytes of a file.
 fn content(seed: u64) -> Vec<u8> {
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let words = 1 + random.below(3000);
-    (0..words).flat_map(|_| random.next().to_le_bytes()).collect()
+    (0..words).flat_map(|_| random.draw().to_le_bytes()).collect()
 }
 
 struct Living {
@@ -104,17 +74,6 @@ struct Walk {
     counts: BTreeMap<String, u32>,
 }
 
-/// Says how to repeat a walk that fails.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the walk failed; SPORE_SOAK_SEED={} repeats it", self.0);
-        }
-    }
-}
-
 impl Drop for Walk {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -124,20 +83,8 @@ impl Drop for Walk {
     }
 }
 
-fn number(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|error| panic!("{name}={value}: {error}")),
-    )
-}
-
 pub fn a_random_walk_never_leaves_what_a_model_says() {
-    let now = || u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
-    let seed = Seed(number("SPORE_SOAK_SEED").unwrap_or_else(now));
-    let limit = Duration::from_secs(number("SPORE_SOAK_SECONDS").unwrap_or(SECONDS));
-    eprintln!("walk: SPORE_SOAK_SEED={} for {limit:?}", seed.0);
+    let soak = Soak::begin("walk");
     let copy = image().copy();
     let budget = Budget {
         templates: 2,
@@ -146,7 +93,7 @@ pub fn a_random_walk_never_leaves_what_a_model_says() {
     };
     let mut walk = Walk {
         pool: Pool::new(copy.store().clone(), budget).unwrap(),
-        random: Random(seed.0 | 1),
+        random: soak.random(0),
         living: Vec::new(),
         checkpoints: vec![(image().checkpoint(), Model::default())],
         ids: BTreeSet::new(),
@@ -155,16 +102,15 @@ pub fn a_random_walk_never_leaves_what_a_model_says() {
         counts: BTreeMap::new(),
         copy,
     };
-    let started = Instant::now();
     let mut acts = 0;
-    while started.elapsed() < limit {
+    while soak.goes_on() {
         walk.step();
         acts += 1;
     }
     for index in 0..walk.living.len() {
         walk.verify(index);
     }
-    eprintln!("walk: {acts} acts in {:?}: {:?}", started.elapsed(), walk.counts);
+    eprintln!("walk: {acts} acts in {:?}: {:?}", soak.elapsed(), walk.counts);
     walk.end();
 }
 
@@ -189,7 +135,7 @@ impl Walk {
             (Act::KillTemplate, 2),
         ]);
         // What is drawn does not depend on what is possible, so that acts are the same however long they take.
-        let (which, amount) = (self.random.next(), self.random.next());
+        let (which, amount) = (self.random.draw(), self.random.draw());
         let living = self.living.len();
         let at = |length: usize| usize::try_from(which % length.max(1) as u64).unwrap();
         let count = usize::try_from(amount % 3).unwrap() + 1;

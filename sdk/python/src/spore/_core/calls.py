@@ -168,6 +168,7 @@ def create_sandbox(
     env: Optional[Mapping[str, str]],
     metadata: Optional[Mapping[str, str]],
     timeout_seconds: Optional[int],
+    idle_timeout_seconds: Optional[int],
     network: NetworkSpec,
     exec: Optional[Command],
     count: Optional[int] = None,
@@ -183,6 +184,7 @@ def create_sandbox(
         "env": None if env is None else dict(env),
         "metadata": None if metadata is None else dict(metadata),
         "timeoutSeconds": timeout_seconds,
+        "idleTimeoutSeconds": idle_timeout_seconds,
         "network": None if network == "none" else _network(network),
         "exec": None if exec is None else exec_request(exec),
         "count": count,
@@ -200,6 +202,7 @@ def fork_sandbox(
     env: Optional[Mapping[str, str]],
     metadata: Optional[Mapping[str, str]],
     timeout_seconds: Optional[int],
+    idle_timeout_seconds: Optional[int],
     network: Optional[NetworkSpec],
     partial: bool,
 ) -> Call[MadeSeveral]:
@@ -210,6 +213,7 @@ def fork_sandbox(
         "env": None if env is None else dict(env),
         "metadata": None if metadata is None else dict(metadata),
         "timeoutSeconds": timeout_seconds,
+        "idleTimeoutSeconds": idle_timeout_seconds,
         "network": None if network is None else _network(network),
         "partial": partial or None,
     }
@@ -278,12 +282,14 @@ def update_sandbox(
     *,
     memory_mb: Optional[int] = None,
     timeout_seconds: Optional[int] = None,
+    idle_timeout_seconds: Optional[int] = None,
     metadata: Optional[Mapping[str, str]] = None,
 ) -> Call[SandboxInfo]:
     """Change a sandbox."""
     body = {
         "memoryMB": memory_mb,
         "timeoutSeconds": timeout_seconds,
+        "idleTimeoutSeconds": idle_timeout_seconds,
         "metadata": None if metadata is None else dict(metadata),
     }
     return Call(
