@@ -108,10 +108,12 @@ daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon
 		$(MAKE) --no-print-directory sdk-python sdk-typescript; \
 	fi
 
-# The walk that guest-test has for a minute. SPORE_SOAK_SEED repeats one.
-soak: kernel base build-dev ## ten minutes of random forks, growth, checkpoints and kills against a model (SPORE_SOAK_SECONDS)
-	SPORE_SOAK_SECONDS=$${SPORE_SOAK_SECONDS:-600} SPORE_VM=$(target)/debug/spore-vm \
-		$(CARGO) test $(CARGOFLAGS) -p spore-tests -- fork_correctness::walk --show-output
+# What guest-test has for a minute each. SPORE_SOAK_SEED repeats one.
+soak: kernel base build-dev ## half an hour of clients and accidents on a daemon, then of forks, growth and kills on the engine, against models (SPORE_SOAK_SECONDS)
+	for test in daemon::soak fork_correctness::walk; do \
+		SPORE_SOAK_SECONDS=$${SPORE_SOAK_SECONDS:-1800} SPORE_VM=$(target)/debug/spore-vm \
+			$(CARGO) test $(CARGOFLAGS) -p spore-tests --test guest -- $$test --show-output || exit 1; \
+	done
 
 clean: ## remove what cargo built; kernels and bases stay in the cache
 	$(CARGO) clean

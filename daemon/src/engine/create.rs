@@ -224,6 +224,7 @@ impl Engine {
             ..Identity::default()
         };
         let who = Plugged::someone(plugged.as_ref(), identity);
+        let waiting = self.pool.waiting();
         let forked = self.pool.fork(&order.checkpoint, who);
         let forked = forked.inspect_err(|_| {
             self.metrics.fork_failures.inc();
@@ -266,6 +267,7 @@ impl Engine {
         };
         let sandbox = Sandbox::new(fixed, held, changing)?;
         self.keep(&sandbox);
+        drop(waiting);
         // A first command is part of the call that makes its sandbox: what ends the call ends the sandbox.
         let mut cut = None;
         let exec = match &order.exec {

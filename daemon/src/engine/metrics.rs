@@ -52,6 +52,7 @@ pub struct Metrics {
     woke: Times,
     ready: Times,
     exec: Histogram,
+    share: Histogram,
     builds: Family<ResultLabel, Histogram, fn() -> Histogram>,
     errors: Family<CodeLabel, Counter>,
     gauges: Gauges,
@@ -90,6 +91,7 @@ impl Default for Metrics {
             woke: Family::new_with_constructor(fork_times),
             ready: Family::new_with_constructor(fork_times),
             exec: Histogram::new(FORK),
+            share: Histogram::new(FORK),
             builds: Family::new_with_constructor(build_times),
             errors: Family::default(),
             gauges: Gauges::default(),
@@ -141,6 +143,12 @@ impl Metrics {
             "A create with a command: asked to its result",
             seconds(),
             self.exec.clone(),
+        );
+        registry.register_with_unit(
+            "create_share",
+            "The daemon's part of a create of one sandbox: request read to answer ready, less its T3",
+            seconds(),
+            self.share.clone(),
         );
         registry.register_with_unit(
             "build",
@@ -204,6 +212,11 @@ impl Metrics {
     /// A create with a command was answered (T4).
     pub fn exec_answered(&self, took: Duration) {
         self.exec.observe(took.as_secs_f64());
+    }
+
+    /// A create of one sandbox, without a command, is about to be answered.
+    pub fn created(&self, took: Duration, ready: Duration) {
+        self.share.observe(took.saturating_sub(ready).as_secs_f64());
     }
 
     /// A build ended.

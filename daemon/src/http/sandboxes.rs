@@ -1,7 +1,7 @@
 //! `/v1/sandboxes`.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -53,7 +53,14 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
         engine.metrics().exec_answered(asked.elapsed());
     }
     match (many, forked.sandboxes.pop()) {
-        (false, Some(one)) => Ok((StatusCode::CREATED, Json(one)).into_response()),
+        (false, Some(one)) => {
+            let ready = Duration::from_micros(one.sandbox.times.ready_us);
+            let response = (StatusCode::CREATED, Json(one)).into_response();
+            if !command {
+                engine.metrics().created(asked.elapsed(), ready);
+            }
+            Ok(response)
+        }
         (_, last) => {
             forked.sandboxes.extend(last);
             Ok((StatusCode::CREATED, Json(forked)).into_response())

@@ -17,6 +17,7 @@ mod refill;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
@@ -101,6 +102,8 @@ struct Inner {
     entries: BTreeMap<CheckpointId, Entry>,
     /// Forks that are being made for somebody who waits.
     waiting: usize,
+    /// When the last of them was done.
+    waited: Option<Instant>,
     /// No shells are made: memory is short.
     frugal: bool,
     /// Counts uses; the entry with the least is the least recently used.
@@ -114,8 +117,8 @@ impl Shared {
     }
 }
 
-/// Counts whoever waits for a fork, for as long as it lives.
-struct Waiting<'a>(&'a Shared);
+/// Somebody waits for a fork; no shells are made meanwhile. See [`Pool::waiting`].
+pub struct Waiting<'a>(&'a Shared);
 
 impl<'a> Waiting<'a> {
     fn new(shared: &'a Shared) -> Self {
@@ -126,7 +129,10 @@ impl<'a> Waiting<'a> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        let mut inner = self.0.lock();
+        inner.waiting -= 1;
+        inner.waited = Some(Instant::now());
+        drop(inner);
         self.0.wanted.notify_all();
     }
 }
@@ -197,6 +203,12 @@ impl Pool {
             entry.discard(&self.shared.reaper);
         }
         count
+    }
+
+    /// For who waits longer than for the fork itself: until this is dropped no shells are made, which would take the
+    /// processor that the fork, and what is done with it first, could have.
+    pub fn waiting(&self) -> Waiting<'_> {
+        Waiting::new(&self.shared)
     }
 
     /// A running fork of a checkpoint, from a shell if there is one. Its times count from this call.

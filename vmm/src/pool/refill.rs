@@ -16,6 +16,9 @@ use crate::guest::{GuestError, Shell, Template};
 /// which no shell could be made.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How long after a fork the processors are left to whoever asked for it: to send its answer, or its first command.
+const REST: Duration = Duration::from_millis(3);
+
 pub(super) fn run(shared: &Shared) {
     let mut inner = shared.lock();
     while !inner.closing {
@@ -28,12 +31,14 @@ pub(super) fn run(shared: &Shared) {
             inner = shared.lock();
             continue;
         }
+        let rest = inner.rest();
         let next = match inner.waiting {
-            0 if !inner.frugal => inner.short_of_shells(shared),
+            0 if !inner.frugal && rest.is_zero() => inner.short_of_shells(shared),
             _ => None,
         };
         let Some((id, mut template)) = next else {
-            let waited = shared.wanted.wait_timeout(inner, LOOK);
+            let limit = if rest.is_zero() { LOOK } else { rest };
+            let waited = shared.wanted.wait_timeout(inner, limit);
             (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
             continue;
         };
@@ -84,6 +89,12 @@ impl Inner {
         let stale = self.entries.iter().filter(|(_, entry)| !entry.is_current());
         let stale: Vec<_> = stale.map(|(id, _)| *id).collect();
         stale.iter().filter_map(|id| self.entries.remove(id)).collect()
+    }
+
+    /// How long it is still to be left to whoever had a fork just now.
+    fn rest(&self) -> Duration {
+        let since = self.waited.map(|waited| waited.elapsed());
+        since.map_or(Duration::ZERO, |since| REST.saturating_sub(since))
     }
 
     /// The most recently used template that may have another shell.
