@@ -10,6 +10,8 @@ use spore_types::{ErrorBody, ErrorCode};
 use spore_vmm::guest::{DiskError, GuestError, ResizeError};
 use spore_vmm::process::VmError;
 
+use crate::scarce::resource;
+
 /// An error of the API.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{}", .0.message)]
@@ -45,6 +47,23 @@ impl Error {
         Self::new(ErrorCode::Internal, error.to_string())
     }
 
+    /// The same; or that the host has no room, if that was the cause.
+    fn of_host(code: ErrorCode, error: &(dyn std::error::Error + 'static)) -> Self {
+        match resource(error) {
+            Some(resource) => {
+                Self::new(ErrorCode::InsufficientCapacity, error.to_string()).with("resource", resource)
+            }
+            None => Self::new(code, error.to_string()),
+        }
+    }
+
+    /// With other words.
+    #[must_use]
+    fn saying(mut self, message: String) -> Self {
+        self.0.message = message;
+        self
+    }
+
     /// With a detail more.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
@@ -77,7 +96,13 @@ impl From<StoreError> for Error {
             StoreError::Checkpoint(_) | StoreError::BadRecord { .. } => ErrorCode::Damaged,
             _ => ErrorCode::Internal,
         };
-        Self::new(code, error.to_string())
+        Self::of_host(code, &error)
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::of_host(ErrorCode::Internal, &error)
     }
 }
 
@@ -87,7 +112,7 @@ impl From<NetworkError> for Error {
             NetworkError::System { .. } => ErrorCode::Internal,
             _ => ErrorCode::Unsupported,
         };
-        Self::new(code, error.to_string())
+        Self::of_host(code, &error)
     }
 }
 
@@ -134,6 +159,9 @@ impl From<GuestError> for Error {
     fn from(error: GuestError) -> Self {
         let message = error.to_string();
         match error {
+            GuestError::Vm(VmError::Spawn { .. } | VmError::Control(_)) | GuestError::Host { .. } => {
+                Self::of_host(ErrorCode::Internal, &error)
+            }
             GuestError::Store(error) => error.into(),
             GuestError::Agent(ClientError::Refused(_)) => Self::new(ErrorCode::GuestRefused, message),
             GuestError::Agent(_) | GuestError::Unreachable { .. } | GuestError::Identity { .. } => {
@@ -147,7 +175,11 @@ impl From<GuestError> for Error {
             }
             GuestError::Resize(error) => resize(&error),
             GuestError::Disk(error) => disk(&error),
-            GuestError::Vm(_) | GuestError::Host { .. } => Self::new(ErrorCode::Internal, message),
+            GuestError::Vm(VmError::Failed(failure)) => match failure.errno {
+                Some(errno) => Self::of_host(ErrorCode::Internal, &std::io::Error::from_raw_os_error(errno))
+                    .saying(message),
+                None => Self::new(ErrorCode::Internal, message),
+            },
         }
     }
 }

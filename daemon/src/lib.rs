@@ -7,6 +7,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 mod http;
+mod scarce;
 mod server;
 mod time;
 

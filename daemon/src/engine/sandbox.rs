@@ -156,7 +156,7 @@ impl Sandbox {
             vsock: held.guest.vm().vsock().to_owned(),
             console: held.guest.console(),
             pid: held.guest.pid(),
-            killer: held.guest.killer().map_err(Error::internal)?,
+            killer: held.guest.killer()?,
             network,
             fixed,
             changing: Mutex::new(changing),

@@ -124,7 +124,7 @@ async fn converse(
                 Message::Binary(bytes) => Wish::Input(bytes.to_vec()),
                 Message::Text(text) => match serde_json::from_str(&text) {
                     Ok(control) => Wish::Control(control),
-                    Err(_) => break,
+                    Err(error) => return Some(Error::invalid(format!("a message: {error}"))),
                 },
                 Message::Close(_) => break,
                 Message::Ping(_) | Message::Pong(_) => continue,
@@ -134,6 +134,7 @@ async fn converse(
                 std::future::pending::<()>().await;
             }
         }
+        None
     };
     let telling = async {
         while let Some(message) = saying.recv().await {
@@ -141,13 +142,19 @@ async fn converse(
         }
         to_client.send(Message::Close(None)).await
     };
-    let told = tokio::select! {
-        told = telling => told,
-        () = listening => Ok(()),
+    let (told, wrong) = tokio::select! {
+        told = telling => (told, None),
+        wrong = listening => (Ok(()), wrong),
     };
     drop((cut, saying));
     // Its threads end with the connection that was cut.
     drop(running);
+    if let Some(wrong) = wrong {
+        to_client
+            .send(text(&ExecReport::Error(wrong.into_body())))
+            .await?;
+        return to_client.send(Message::Close(None)).await;
+    }
     told
 }
 

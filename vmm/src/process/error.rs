@@ -39,7 +39,7 @@ pub enum VmError {
     },
     /// The control stream failed.
     #[error("the VM process cannot be talked to: {0}")]
-    Control(io::Error),
+    Control(#[source] io::Error),
 }
 
 /// Console lines as part of an error message.

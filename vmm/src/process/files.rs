@@ -19,6 +19,7 @@ fn refused(kind: FailureKind, path: &Path) -> impl FnOnce(io::Error) -> VmError 
         VmError::Failed(Failure {
             kind,
             message: format!("cannot open {path}: {error}"),
+            errno: error.raw_os_error(),
         })
     }
 }

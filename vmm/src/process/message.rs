@@ -291,6 +291,9 @@ pub struct Failure {
     pub kind: FailureKind,
     /// For a person.
     pub message: String,
+    /// What the operating system said, if that was it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
 }
 
 /// Kinds of failure that callers tell apart.

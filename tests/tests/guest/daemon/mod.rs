@@ -4,6 +4,7 @@ mod calls;
 mod online;
 mod recovery;
 mod refusals;
+mod scarce;
 mod soak;
 mod streams;
 
@@ -37,6 +38,8 @@ pub fn tests() -> Vec<Test> {
             sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped,
             a_sandbox_that_nobody_uses_is_ended_and_one_that_is_used_is_not,
             a_sandbox_that_ends_by_itself_or_by_its_time_is_told;
+        scarce:
+            descriptors_that_run_out_are_told_and_nothing_is_lost;
         online:
             a_place_on_the_network_is_adopted_and_given_back;
         soak:
@@ -80,6 +83,8 @@ pub fn serve(root: &Path) {
 pub struct Daemon {
     pub http: Http,
     player: Option<role::Player>,
+    /// What it is started through.
+    command: &'static [&'static str],
     root: PathBuf,
     _copy: Option<Copy>,
 }
@@ -90,21 +95,33 @@ impl Daemon {
     }
 
     pub fn on(copy: Copy) -> Self {
-        let mut daemon = Self::at(copy.store().root());
+        Self::through(copy, &[])
+    }
+
+    /// Started through a command that ends with running what follows it.
+    pub fn through(copy: Copy, command: &'static [&'static str]) -> Self {
+        let mut daemon = Self::stopped(copy.store().root());
+        daemon.command = command;
         daemon._copy = Some(copy);
+        daemon.again();
         daemon
     }
 
     /// On a store that is somebody else's to remove.
     pub fn at(root: &Path) -> Self {
-        let mut daemon = Self {
-            http: Http::at(&socket(root)),
-            player: None,
-            root: root.to_owned(),
-            _copy: None,
-        };
+        let mut daemon = Self::stopped(root);
         daemon.again();
         daemon
+    }
+
+    fn stopped(root: &Path) -> Self {
+        Self {
+            http: Http::at(&socket(root)),
+            player: None,
+            command: &[],
+            root: root.to_owned(),
+            _copy: None,
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -113,7 +130,10 @@ impl Daemon {
 
     /// Starts another daemon after the first.
     pub fn again(&mut self) {
-        let mut player = role::start("daemon", self.root());
+        let mut player = match self.command {
+            [] => role::start("daemon", self.root()),
+            command => role::start_through(command, "daemon", self.root()),
+        };
         assert_eq!(player.line(), "ready");
         self.player = Some(player);
     }

@@ -96,6 +96,12 @@ pub fn a_command_is_driven_over_a_websocket() {
     assert_eq!(end["type"], "error", "{end}");
     assert!(end["message"].as_str().unwrap().contains("comand"), "{end}");
 
+    let mut socket = open(&daemon, &sandbox, json!({"cmd": ["sleep", "1000"]}));
+    socket.send(Message::text(r#"{"type":"stop"}"#)).unwrap();
+    let end = until(&mut socket, None).1;
+    assert_eq!(end["code"], "invalid_request", "{end}");
+    assert!(end["message"].as_str().unwrap().contains("stop"), "{end}");
+
     // Whoever goes takes the command along; so does one that waits for a plain answer.
     let running = || daemon.sh(&sandbox, "grep -ls '^sleep' /proc/[0-9]*/cmdline | wc -l");
     let mut socket = open(

@@ -103,6 +103,7 @@ fn failure(kind: FailureKind, error: impl std::fmt::Display) -> Failure {
     Failure {
         kind,
         message: error.to_string(),
+        errno: None,
     }
 }
 
