@@ -145,7 +145,7 @@ const SANDBOXES: &str = concat!(
     "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n",
     r#"{"sandboxes":[{"id":"sb1","state":"paused","image":"00112233445566","origin":"shell","#,
     r#""memory":{"floorMB":1024,"requestedMB":2048,"grantedMB":2048,"maxMB":16384},"cpus":1,"#,
-    r#""network":{"policy":"nat","address":"172.30.0.2"},"metadata":{},"createdAt":1,"#,
+    r#""network":{"policy":"nat","address":"172.30.0.2"},"metadata":{},"createdAt":1,"lastUsedAt":1,"#,
     r#""times":{"releasedUs":1,"wokeUs":2,"readyUs":3}}]}"#
 );
 const IMAGES: &str = concat!(

@@ -276,7 +276,7 @@ pub mod tests {
         let mut shown = json!({
             "id": "sb1", "state": "running", "image": "0123456789abcdef", "origin": "fork",
             "memory": {"floorMB": 1024, "requestedMB": 2048, "grantedMB": 2048, "maxMB": 16384},
-            "cpus": 2, "network": {"policy": "none"}, "metadata": {}, "createdAt": 0,
+            "cpus": 2, "network": {"policy": "none"}, "metadata": {}, "createdAt": 0, "lastUsedAt": 0,
             "times": {"releasedUs": 1, "wokeUs": 2, "readyUs": 3}, "somethingNewer": true,
         });
         for (key, value) in change.as_object().unwrap() {

@@ -78,8 +78,9 @@ class Sandbox:
             env: Variables of every commands.
             metadata: Words to find it again by: at most 64, 16 KiB in all.
             timeout_seconds: It is ended after so many seconds, 1 to 2592000. Default: never.
-            idle_timeout_seconds: It is ended when nobody has used it for so many seconds, at most 2592000: no command or
-                copy went on, and it was not forked, checkpointed or changed. 0: never. Default: what the daemon was told.
+            idle_timeout_seconds: It is ended when nobody has used it for so many seconds, at most 2592000: no command
+                or copy went on, and it was not forked, checkpointed or changed. 0: never. Default: what the daemon was
+                told.
             network: What it reaches: `"none"`; `"nat"`, everything beyond the host's uplink; or `{"allow": [...]}` of 1
                 to 64 networks (`198.51.100.0/24`) and hosts (`example.com:443`).
             exec: A command to run at once; what it came to is in `first_result`.
@@ -345,7 +346,8 @@ class Sandbox:
             env: Variables of every command, over this one's.
             metadata: The children's.
             timeout_seconds: Each is ended after so many seconds. Default: never.
-            idle_timeout_seconds: Each is ended when nobody has used it for so many seconds; 0: never. Default: as this one.
+            idle_timeout_seconds: Each is ended when nobody has used it for so many seconds; 0: never. Default: as this
+                one.
             network: What each reaches. Default: what this one does.
             partial: Whether some are kept when others failed. Default: all or none.
 

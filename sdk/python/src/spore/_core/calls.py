@@ -168,7 +168,7 @@ def create_sandbox(
     env: Optional[Mapping[str, str]],
     metadata: Optional[Mapping[str, str]],
     timeout_seconds: Optional[int],
-    idle_timeout_seconds: Optional[int],
+    idle_timeout_seconds: Optional[int] = None,
     network: NetworkSpec,
     exec: Optional[Command],
     count: Optional[int] = None,
@@ -202,7 +202,7 @@ def fork_sandbox(
     env: Optional[Mapping[str, str]],
     metadata: Optional[Mapping[str, str]],
     timeout_seconds: Optional[int],
-    idle_timeout_seconds: Optional[int],
+    idle_timeout_seconds: Optional[int] = None,
     network: Optional[NetworkSpec],
     partial: bool,
 ) -> Call[MadeSeveral]:
