@@ -52,6 +52,8 @@ struct Order {
     policy: spore_network::Policy,
     image: Option<String>,
     exec: Option<Collected>,
+    expires_at: Option<u64>,
+    idle_timeout_seconds: Option<u32>,
 }
 
 /// # Errors
@@ -144,12 +146,9 @@ impl Engine {
         let count = request.count.unwrap_or(1);
         check_count(count)?;
         check_metadata(&request.metadata)?;
-        let expires_at = expiry(request.timeout_seconds)?;
-        let idle = idle_timeout(request.idle_timeout_seconds, self.config.limits.idle_seconds)?;
-        let exec = request.exec.as_ref().map(Collected::new).transpose()?;
-        let order = self.order(request, exec)?;
+        let order = self.order(request)?;
         let promises = self.ledger.promise(order.memory_mb, count)?;
-        let one = |promise| self.make(request, &order, (expires_at, idle), promise);
+        let one = |promise| self.make(request, &order, promise);
         if count == 1 {
             return Ok(promises.into_iter().map(one).collect());
         }
@@ -167,7 +166,11 @@ impl Engine {
         }))
     }
 
-    fn order(&self, request: &CreateSandbox, exec: Option<Collected>) -> Result<Order> {
+    fn order(&self, request: &CreateSandbox) -> Result<Order> {
+        let expires_at = expiry(request.timeout_seconds)?;
+        let otherwise = self.config.limits.idle_seconds;
+        let idle_timeout_seconds = idle_timeout(request.idle_timeout_seconds, otherwise)?;
+        let exec = request.exec.as_ref().map(Collected::new).transpose()?;
         let (checkpoint, image) = match (&request.image, &request.checkpoint) {
             (Some(image), None) => {
                 let (checkpoint, id) = self.checkpoint_of_image(image, request)?;
@@ -194,6 +197,8 @@ impl Engine {
             policy: policy(&request.network)?,
             image,
             exec,
+            expires_at,
+            idle_timeout_seconds,
         })
     }
 
@@ -211,13 +216,7 @@ impl Engine {
         Ok((checkpoint, id))
     }
 
-    fn make(
-        &self,
-        request: &CreateSandbox,
-        order: &Order,
-        (expires_at, idle_timeout_seconds): (Option<u64>, Option<u32>),
-        promise: Promise,
-    ) -> Result<Made> {
+    fn make(&self, request: &CreateSandbox, order: &Order, promise: Promise) -> Result<Made> {
         let plugged = self.host.plug(&order.policy)?;
         let identity = Identity {
             env: request.env.clone(),
@@ -262,8 +261,8 @@ impl Engine {
             requested_mb: request.memory_mb.unwrap_or(granted_mb),
             granted_mb,
             metadata: request.metadata.clone(),
-            expires_at,
-            idle_timeout_seconds,
+            expires_at: order.expires_at,
+            idle_timeout_seconds: order.idle_timeout_seconds,
         };
         let sandbox = Sandbox::new(fixed, held, changing)?;
         self.keep(&sandbox);
