@@ -57,13 +57,6 @@ impl Error {
         }
     }
 
-    /// With other words.
-    #[must_use]
-    fn saying(mut self, message: String) -> Self {
-        self.0.message = message;
-        self
-    }
-
     /// With a detail more.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
@@ -159,9 +152,10 @@ impl From<GuestError> for Error {
     fn from(error: GuestError) -> Self {
         let message = error.to_string();
         match error {
-            GuestError::Vm(VmError::Spawn { .. } | VmError::Control(_)) | GuestError::Host { .. } => {
-                Self::of_host(ErrorCode::Internal, &error)
-            }
+            GuestError::Vm(
+                VmError::Spawn { .. } | VmError::Host { .. } | VmError::Control(_) | VmError::Failed(_),
+            )
+            | GuestError::Host { .. } => Self::of_host(ErrorCode::Internal, &error),
             GuestError::Store(error) => error.into(),
             GuestError::Agent(ClientError::Refused(_)) => Self::new(ErrorCode::GuestRefused, message),
             GuestError::Agent(_) | GuestError::Unreachable { .. } | GuestError::Identity { .. } => {
@@ -175,11 +169,6 @@ impl From<GuestError> for Error {
             }
             GuestError::Resize(error) => resize(&error),
             GuestError::Disk(error) => disk(&error),
-            GuestError::Vm(VmError::Failed(failure)) => match failure.errno {
-                Some(errno) => Self::of_host(ErrorCode::Internal, &std::io::Error::from_raw_os_error(errno))
-                    .saying(message),
-                None => Self::new(ErrorCode::Internal, message),
-            },
         }
     }
 }

@@ -1,27 +1,20 @@
 //! What of the host has run out.
 
 use std::error::Error;
-use std::io;
 
 use rustix::io::Errno;
+use spore_vmm::process::errno_in;
 
-/// Which resource it was, if an error came of the want of one: `descriptors`, `memory` or `disk`.
+/// Which resource it was, if an error came of the want of one: `descriptors`, `memory`, `disk` or `processes`.
 pub fn resource(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let errno = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::raw_os_error)
-            .map(Errno::from_raw_os_error)
-            .or_else(|| error.downcast_ref::<Errno>().copied());
-        match errno {
-            Some(Errno::MFILE | Errno::NFILE) => return Some("descriptors"),
-            Some(Errno::NOMEM) => return Some("memory"),
-            Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Some("disk"),
-            _ => next = error.source(),
-        }
+    match errno_in(error)? {
+        Errno::MFILE | Errno::NFILE => Some("descriptors"),
+        Errno::NOMEM => Some("memory"),
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Some("disk"),
+        // Of fork(2) and pthread_create(3): no more of them.
+        Errno::AGAIN => Some("processes"),
+        _ => None,
     }
-    None
 }
 
 #[cfg(test)]
@@ -38,7 +31,7 @@ mod tests {
         };
         assert_eq!(resource(&error(Errno::MFILE)), Some("descriptors"));
         assert_eq!(resource(&error(Errno::NOSPC)), Some("disk"));
-        assert_eq!(resource(&io::Error::from(Errno::NOMEM)), Some("memory"));
+        assert_eq!(resource(&std::io::Error::from(Errno::NOMEM)), Some("memory"));
         assert_eq!(resource(&error(Errno::ACCESS)), None);
     }
 }

@@ -14,7 +14,8 @@ use super::{Engine, now};
 
 /// Between two looks.
 const ROUND: Duration = Duration::from_millis(250);
-/// Rounds between two sweeps of control groups.
+/// Rounds between two sweeps of control groups, and of what in the store could not be removed when it was to be: looking
+/// into a directory takes a descriptor.
 const SWEEP: u32 = 20;
 /// How long a VM may take to say that it has not ended.
 const ASK: Duration = Duration::from_millis(1);
@@ -49,6 +50,9 @@ impl Keeper {
                 pressure.look(&engine);
                 if rounds % SWEEP == 0 {
                     engine.groups.sweep();
+                    if let Err(error) = engine.host.store().sweep() {
+                        tracing::warn!(%error, "what nobody owns could not be removed");
+                    }
                 }
                 rounds += 1;
                 std::thread::sleep(ROUND);

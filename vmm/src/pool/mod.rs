@@ -24,7 +24,6 @@ use spore_snapshot::store::Store;
 
 use crate::clock::monotonic_ns;
 use crate::guest::{Guest, GuestError, Shell, Someone, Template};
-use crate::process::VmError;
 use entry::Entry;
 use reaper::Reaper;
 
@@ -378,7 +377,7 @@ impl Pool {
 
 /// Whether a guest's process is no more.
 fn is_gone(error: &GuestError) -> bool {
-    matches!(error, GuestError::Vm(VmError::Gone { .. } | VmError::Control(_)))
+    matches!(error, GuestError::Vm(error) if error.is_gone())
 }
 
 fn lock(template: &Mutex<Template>) -> MutexGuard<'_, Template> {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_passcred;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use super::files;
 use super::keep::Token;
@@ -20,11 +19,12 @@ use super::message::{
 };
 use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 
+use super::born::born;
 use super::error::{Refused, VmError};
 use super::files::Overlays;
 use super::owned::{Killer, Process};
 use super::program::{program, user};
-use super::wire::{Descriptors, receive, receive_from, send, send_with};
+use super::wire::{Descriptors, receive, send, send_with};
 use crate::clock::Trace;
 use crate::confine::Confinement;
 use crate::console;
@@ -32,11 +32,14 @@ use crate::exit::Ended;
 use crate::wake_set::WakeSet;
 
 /// How long a VM process may take to answer a request that does no bulk work.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 /// How long a process may take to what its last owner asked for, before it takes a new one.
 const MEET: Duration = Duration::from_secs(10);
 /// How long a save may take: up to 16 GiB to a slow disk.
 const SAVE: Duration = Duration::from_secs(1800);
+
+/// What an owner needs to have another process for a fork.
+pub(super) const STREAM: &str = "no control stream for a fork";
 
 /// Lines of console that go into an error.
 pub(crate) const CONSOLE_LINES: usize = 12;
@@ -99,7 +102,7 @@ impl VmHandle {
     /// The handle of a process that this one forked. It has the same parent as the one that forked, which is us unless
     /// that was adopted. `pid` is what it is said to be; who it is, the kernel says.
     fn of_fork(pid: i32, control: UnixStream, console: &Path, vsock: &Path) -> Result<Self, VmError> {
-        let process = born(&control, pid).map_err(VmError::Control)?;
+        let process = born(&control, pid)?;
         Ok(Self {
             process,
             control,
@@ -276,8 +279,8 @@ impl VmHandle {
         request: &Request,
         files: &[BorrowedFd<'_>],
     ) -> Result<(UnixStream, Reply), VmError> {
-        let (ours, theirs) = UnixStream::pair().map_err(VmError::Control)?;
-        set_socket_passcred(&ours, true).map_err(|error| VmError::Control(error.into()))?;
+        let (ours, theirs) = UnixStream::pair().map_err(VmError::host(STREAM))?;
+        set_socket_passcred(&ours, true).map_err(VmError::host(STREAM))?;
         let all: Vec<_> = [theirs.as_fd()]
             .into_iter()
             .chain(files.iter().copied())
@@ -390,7 +393,7 @@ impl VmHandle {
         for file in &all[..2] {
             // Its process may not be allowed to.
             let made = rustix::fs::fchmod(file, Mode::RUSR | Mode::RGRP | Mode::ROTH);
-            made.map_err(|error| VmError::Control(error.into()))?;
+            made.map_err(VmError::host("the checkpoint's files cannot be made readable"))?;
         }
         Ok(saved)
     }
@@ -547,7 +550,10 @@ impl VmHandle {
         match receive(&self.control) {
             Ok(Some((reply, _))) => Ok(reply),
             Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into())),
-            Err(error) if is_timeout(&error) => Err(VmError::Control(error)),
+            Err(error) if is_timeout(&error) => Err(VmError::Control(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {limit:?}"),
+            ))),
             Err(error) => Err(self.lost(error)),
         }
     }
@@ -567,30 +573,6 @@ impl VmHandle {
         }
         VmError::Control(error)
     }
-}
-
-/// Takes hold of a process that was just forked, which says so on its control stream.
-///
-/// The number in its parent's answer would not do: a VM process that its guest has taken over could name any, and
-/// the process behind it would be ended with the fork.
-fn born(control: &UnixStream, pid: i32) -> io::Result<Process> {
-    control.set_read_timeout(Some(ANSWER))?;
-    let (word, sender) = receive_from::<Reply>(control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    set_socket_passcred(control, false)?;
-    if !matches!(word, Reply::Born) || sender.as_raw_nonzero().get() != pid {
-        return Err(io::Error::other(format!(
-            "process {} says {word:?} where {pid} should say that it is there",
-            sender.as_raw_nonzero()
-        )));
-    }
-    let held = pidfd_open(sender, PidfdFlags::empty())?;
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    if let Err(rustix::io::Errno::CHILD) = waitid(WaitId::PidFd(held.as_fd()), look) {
-        // Its parent may have waited for it already, and its number be another's. It speaks, so it is not.
-        send(control, &Request::Ping)?;
-        receive::<Reply>(control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    }
-    Ok(Process::of(sender, held))
 }
 
 fn millis(limit: Duration) -> u64 {

@@ -1,8 +1,11 @@
 //! Why a VM process could not be driven.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use super::message::Failure;
 use crate::exit::Ended;
@@ -37,9 +40,55 @@ pub enum VmError {
         /// The last lines of the VM's console.
         console: String,
     },
+    /// The host did not give its owner what it needs to ask, or to hold what it asked for. Its process is none the
+    /// worse.
+    #[error("{what}: {source}")]
+    Host {
+        /// What could not be had.
+        what: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
     /// The control stream failed.
     #[error("the VM process cannot be talked to: {0}")]
     Control(#[source] io::Error),
+}
+
+impl VmError {
+    /// What could not be had of the host.
+    pub(super) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Host {
+            what,
+            source: source.into(),
+        }
+    }
+
+    /// Whether it is because there is no such process any more, or none that answers.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::Control(_))
+    }
+}
+
+/// What the operating system said, if an error came of that.
+pub fn errno_in(error: &(dyn Error + 'static)) -> Option<Errno> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(errno) = errno_of(error) {
+            return Some(errno);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn errno_of(error: &(dyn Error + 'static)) -> Option<Errno> {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return Errno::from_io_error(error);
+    }
+    if let Some(error) = error.downcast_ref::<kvm_ioctls::Error>() {
+        return Some(Errno::from_raw_os_error(error.errno()));
+    }
+    error.downcast_ref().copied()
 }
 
 /// Console lines as part of an error message.

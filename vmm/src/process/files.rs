@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::error::VmError;
+use super::error::{VmError, errno_in};
 use super::message::{Failure, FailureKind};
 use crate::disk::StackSpec;
 use crate::socket;
@@ -19,7 +19,7 @@ fn refused(kind: FailureKind, path: &Path) -> impl FnOnce(io::Error) -> VmError 
         VmError::Failed(Failure {
             kind,
             message: format!("cannot open {path}: {error}"),
-            errno: error.raw_os_error(),
+            errno: errno_in(&error),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use spore_protocol::fork_port::Repair;
 use spore_protocol::network::Network;
@@ -292,8 +293,37 @@ pub struct Failure {
     /// For a person.
     pub message: String,
     /// What the operating system said, if that was it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub errno: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "errno")]
+    #[source]
+    pub errno: Option<Errno>,
+}
+
+impl Failure {
+    /// What was being done, before the reason.
+    pub(super) fn about(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+}
+
+/// An error number on the wire.
+mod errno {
+    use rustix::io::Errno;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(errno: &Option<Errno>, to: S) -> Result<S::Ok, S::Error> {
+        errno.map(Errno::raw_os_error).serialize(to)
+    }
+
+    /// # Errors
+    /// What the format reports. A number that is none comes to none.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Errno>, D::Error> {
+        let number = Option::<i32>::deserialize(from)?;
+        // `from_raw_os_error` panics beyond these, and the number is a process's that a guest may have taken over.
+        let number = number.filter(|number| (1..4096).contains(number));
+        Ok(number.map(Errno::from_raw_os_error))
+    }
 }
 
 /// Kinds of failure that callers tell apart.

@@ -6,6 +6,7 @@
 //! outlive its owner (`keep`): then it waits for the next one.
 //! [`server`] is the process, [`VmHandle`] its owner's handle.
 
+mod born;
 mod client;
 mod error;
 mod files;
@@ -20,7 +21,7 @@ mod wire;
 pub(crate) use client::CONSOLE_LINES;
 pub use client::VmHandle;
 pub(crate) use error::Refused;
-pub use error::{VmError, serial};
+pub use error::{VmError, errno_in, serial};
 pub use files::Overlays;
 pub(crate) use fork::{FORK, FORK_PLAIN};
 pub use keep::RecordError;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use spore_snapshot::checkpoint::read_state;
 
-use super::{Answer, Server, Vm, failure, from_machine};
+use super::{Answer, Server, Vm, failed, failure, from_machine};
 use crate::clock::{Trace, monotonic_ns};
 use crate::disk::Stack;
 use crate::exit::Ended;
@@ -25,32 +25,28 @@ enum Forked {
     Child(Box<MachineState>, Stack),
 }
 
-fn host(error: impl std::fmt::Display) -> Failure {
-    failure(FailureKind::Host, error)
-}
-
 fn control_of_child(came: &mut Descriptors) -> Result<OwnedFd, Failure> {
     came.next("the fork's control stream")
-        .map_err(|error| failure(FailureKind::Conflict, error))
+        .map_err(failed(FailureKind::Conflict))
 }
 
 impl Server {
     /// Loads a checkpoint.
     pub(super) fn load(&mut self, spec: &LoadSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
-        let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Checkpoint, error);
-        let state = came.next("the state").map_err(|error| refused(&error))?;
-        let memory = came.next("the memory").map_err(|error| refused(&error))?;
-        let payload =
-            read_state(&state.into(), &spec.state, &spec.state_record).map_err(|error| refused(&error))?;
+        let state = came.next("the state").map_err(failed(FailureKind::Checkpoint))?;
+        let memory = came.next("the memory").map_err(failed(FailureKind::Checkpoint))?;
+        let payload = read_state(&state.into(), &spec.state, &spec.state_record)
+            .map_err(failed(FailureKind::Checkpoint))?;
         let state: MachineState = postcard::from_bytes(&payload).map_err(|error| {
-            refused(&format!(
+            let why = format!(
                 "{}: the machine state is malformed: {error}",
                 spec.state.display()
-            ))
+            );
+            failure(FailureKind::Checkpoint, why)
         })?;
         let template = Template::load(state, &memory.into()).map_err(from_machine)?;
-        let disk = Stack::of(&spec.disk, &mut came).map_err(|error| failure(FailureKind::Disk, error))?;
+        let disk = Stack::of(&spec.disk, &mut came).map_err(failed(FailureKind::Disk))?;
         self.vm = Vm::Template(Box::new(template), disk);
         Ok(Reply::Done)
     }
@@ -84,15 +80,17 @@ impl Server {
                 self.listen_to(control);
                 Ok(None)
             }
-            Err(error) => Err(host(format!("fork: {error}"))),
+            Err(error) => Err(failure(FailureKind::Host, error).about("fork")),
         }
     }
 
     /// Stops the machine, forks, and lets it go on. In the child the machine is a template.
     pub(super) fn split(&mut self, spec: &SplitSpec, mut came: Descriptors) -> Answer {
         let control = control_of_child(&mut came)?;
-        let overlay = came.next("the next overlay").map_err(host)?;
-        let reader = came.next("the overlay to read").map_err(host)?;
+        let overlay = came.next("the next overlay").map_err(failed(FailureKind::Host))?;
+        let reader = came
+            .next("the overlay to read")
+            .map_err(failed(FailureKind::Host))?;
         let mut trace = Trace::default();
         let (machine, stopped_ns) = self.stop(Duration::from_millis(spec.at_port_ms))?;
         trace.mark("threads joined");
@@ -103,7 +101,7 @@ impl Server {
                 match unsafe { sibling() } {
                     Ok(Side::Parent(pid)) => Ok(Forked::Parent(pid)),
                     Ok(Side::Child) => Ok(Forked::Child(Box::new(state), disk)),
-                    Err(error) => Err(host(format!("fork: {error}"))),
+                    Err(error) => Err(failure(FailureKind::Host, error).about("fork")),
                 }
             });
         match forked {
@@ -147,7 +145,7 @@ impl Server {
 
     pub(super) fn over(&mut self, ended: Ended) -> Failure {
         self.vm = Vm::Over(ended.clone());
-        host(ended)
+        failure(FailureKind::Host, ended.to_string())
     }
 
     /// Saves the state of a machine that stands still, and freezes its disk.
@@ -161,7 +159,7 @@ impl Server {
         let state = machine.save().map_err(from_machine)?;
         trace.mark("state saved");
         let frozen = self.disk()?.freeze(overlay, &spec.next_overlay, reader);
-        let frozen = frozen.map_err(|error| failure(FailureKind::Disk, error))?;
+        let frozen = frozen.map_err(failed(FailureKind::Disk))?;
         trace.mark("disk frozen");
         Ok((state, frozen))
     }

@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::error::errno_in;
 use super::message::{Failure, FailureKind, Reply, Request};
 use super::wire::{Descriptors, receive, send};
 use crate::confine::Confinement;
@@ -99,12 +100,21 @@ pub fn serve(control: OwnedFd, confinement: Confinement) -> io::Result<()> {
     }
 }
 
-fn failure(kind: FailureKind, error: impl std::fmt::Display) -> Failure {
+/// What a request failed of: an error or a text.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+fn failure(kind: FailureKind, error: impl Into<Cause>) -> Failure {
+    let error = error.into();
     Failure {
         kind,
         message: error.to_string(),
-        errno: None,
+        errno: errno_in(&*error),
     }
+}
+
+/// What makes an error into a failure.
+fn failed<E: Into<Cause>>(kind: FailureKind) -> impl FnOnce(E) -> Failure {
+    move |error| failure(kind, error)
 }
 
 fn from_machine(error: MachineError) -> Failure {

@@ -8,7 +8,7 @@ use spore_protocol::fork_port::Repair;
 use spore_protocol::network::Network;
 use spore_snapshot::disk::Durability;
 
-use super::{Server, Vm, cannot, failure, from_machine};
+use super::{Server, Vm, cannot, failed, failure, from_machine};
 use crate::clock::Trace;
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
@@ -25,7 +25,7 @@ fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -
         (None, Err(_)) => Ok(()),
         (Some(spec), Ok(tap)) => devices
             .connect(spec, tap)
-            .map_err(|error| failure(FailureKind::Host, format!("the TAP device: {error}"))),
+            .map_err(|error| failure(FailureKind::Host, error).about("the TAP device")),
         _ => Err(failure(
             FailureKind::Conflict,
             "a network card needs a TAP device, and the other way round",
@@ -35,7 +35,7 @@ fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -
 
 impl Server {
     fn attachments(&mut self, disk: SharedOverlay, came: &mut Descriptors) -> Result<Attachments, Failure> {
-        let mut next = |what| came.next(what).map_err(|error| failure(FailureKind::Host, error));
+        let mut next = |what| came.next(what).map_err(failed(FailureKind::Host));
         let backend = disk.backend();
         self.disk = Some(disk);
         Ok(Attachments {
@@ -47,10 +47,8 @@ impl Server {
 
     pub(super) fn boot(&mut self, spec: BootSpec, mut came: Descriptors) -> Result<Reply, Failure> {
         self.empty()?;
-        let kernel = came
-            .next("the kernel")
-            .map_err(|error| failure(FailureKind::Host, error))?;
-        let disk = disk::of(&spec.disk, &mut came).map_err(|error| failure(FailureKind::Disk, error))?;
+        let kernel = came.next("the kernel").map_err(failed(FailureKind::Host))?;
+        let disk = disk::of(&spec.disk, &mut came).map_err(failed(FailureKind::Disk))?;
         let attachments = self.attachments(disk, &mut came)?;
         let config = BootConfig {
             vcpus: spec.vcpus,
@@ -74,7 +72,7 @@ impl Server {
         trace.mark("arming");
         let disk = stack
             .overlay(&spec.overlay, &mut came, Durability::Ephemeral)
-            .map_err(|error| failure(FailureKind::Disk, error))?;
+            .map_err(failed(FailureKind::Disk))?;
         let attachments = self.attachments(disk, &mut came)?;
         trace.mark("overlay, console, socket");
         let machine = template
@@ -114,7 +112,7 @@ impl Server {
         let pages = came
             .next("the page table")
             .and_then(|table| WakeSet::record(running.ram(), &plugged, &Pagemap::of(table.into())))
-            .map_err(|error| failure(FailureKind::Host, format!("the page table: {error}")))?;
+            .map_err(|error| failure(FailureKind::Host, error).about("the page table"))?;
         Ok(Reply::WakeSet(pages))
     }
 
@@ -159,21 +157,18 @@ impl Server {
         let mut mem = lock(&self.devices()?.mem);
         mem.device_mut()
             .set_requested_size(bytes)
-            .map_err(|error| failure(FailureKind::Conflict, error))?;
-        mem.config_changed()
-            .map_err(|error| failure(FailureKind::Host, error))?;
+            .map_err(failed(FailureKind::Conflict))?;
+        mem.config_changed().map_err(failed(FailureKind::Host))?;
         Ok(Reply::Done)
     }
 
     pub(super) fn grow_disk(&mut self, bytes: u64) -> Result<Reply, Failure> {
-        let refused = |error: &dyn std::fmt::Display| failure(FailureKind::Disk, error);
         let disk = self.disk()?;
         // The device's lock first, as the I/O thread takes them.
         let mut root = lock(&self.devices()?.root);
-        disk.grow(bytes).map_err(|error| refused(&error))?;
-        root.device_mut().grow().map_err(|error| refused(&error))?;
-        root.config_changed()
-            .map_err(|error| failure(FailureKind::Host, error))?;
+        disk.grow(bytes).map_err(failed(FailureKind::Disk))?;
+        root.device_mut().grow().map_err(failed(FailureKind::Disk))?;
+        root.config_changed().map_err(failed(FailureKind::Host))?;
         Ok(Reply::Done)
     }
 
