@@ -155,6 +155,7 @@ impl From<GuestError> for Error {
             GuestError::Vm(
                 VmError::Spawn { .. } | VmError::Host { .. } | VmError::Control(_) | VmError::Failed(_),
             )
+            | GuestError::Copy(_)
             | GuestError::Host { .. } => Self::of_host(ErrorCode::Internal, &error),
             GuestError::Store(error) => error.into(),
             GuestError::Agent(ClientError::Refused(_)) => Self::new(ErrorCode::GuestRefused, message),

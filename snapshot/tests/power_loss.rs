@@ -246,7 +246,7 @@ fn after_a_power_loss_at_any_call_the_store_has_what_it_said_it_has() {
 
 #[test]
 fn a_call_that_fails_harms_nothing_and_what_failed_can_be_done_again() {
-    for (errno, which) in [(Errno::IO, Kind::Sync), (Errno::NOSPC, Kind::Rename)] {
+    for (errno, which) in [(Errno::IO, Kind::Sync), (Errno::NOSPC, Kind::Name)] {
         for failing in 0.. {
             let (dir, store) = store();
             let (made, done) = (Mutex::new(Made::default()), Mutex::new(Vec::new()));

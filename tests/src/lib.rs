@@ -21,6 +21,7 @@ pub mod http;
 pub mod left;
 pub mod role;
 pub mod sandbox;
+pub mod shortage;
 pub mod soak;
 pub mod stall;
 pub mod wire;

@@ -31,5 +31,6 @@ pub mod ram;
 pub mod random;
 pub mod reclaim;
 pub mod socket;
+pub mod together;
 pub mod vcpu;
 pub mod wake_set;

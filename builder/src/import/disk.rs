@@ -258,8 +258,14 @@ fn finished(name: &'static str, command: &mut Command, input: &[u8]) -> Result<(
     let stdin = child.stdin.take();
     let output = std::thread::scope(|scope| {
         // It may stop to read before it has said why.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-        child.wait_with_output()
+        let feed = move || stdin.map(|mut stdin| stdin.write_all(input));
+        let feeding = std::thread::Builder::new().spawn_scoped(scope, feed);
+        if feeding.is_err() {
+            // Its child that has nothing to read, and never will, is not to be waited for.
+            child.kill()?;
+        }
+        let output = child.wait_with_output();
+        feeding.and(output)
     });
     let output = output.map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -12,6 +12,7 @@ use spore_vmm::socket;
 use super::activity::Use;
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
+use crate::scarce::resource;
 
 /// How long an agent that is up may take to answer a connection.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -47,7 +48,7 @@ fn unreachable(sandbox: &Sandbox, why: impl std::fmt::Display) -> Error {
 /// A new connection to a sandbox's agent, and what cuts it. The sandbox is in use meanwhile.
 ///
 /// # Errors
-/// `conflict` if it is paused, `sandbox_ended`, `guest_unreachable`.
+/// `conflict` if it is paused, `sandbox_ended`, `guest_unreachable`, `insufficient_capacity`.
 pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
     let in_use = sandbox.activity().begin();
     let (agent, mut cut) = visit(sandbox)?;
@@ -62,9 +63,15 @@ pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
 pub fn visit(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
     sandbox.must_run()?;
     let failed = |why: &dyn std::fmt::Display| unreachable(sandbox, why);
-    let mut stream = socket::connect(sandbox.vsock()).map_err(|error| failed(&error))?;
+    // That we are short of something says nothing of the guest. Too many who connect at once are told in the same words
+    // as too many processes.
+    let refused = |error: std::io::Error| match resource(&error) {
+        Some("processes") | None => unreachable(sandbox, error),
+        Some(_) => error.into(),
+    };
+    let mut stream = socket::connect(sandbox.vsock()).map_err(refused)?;
     let cut = Cut {
-        stream: stream.try_clone().map_err(|error| failed(&error))?,
+        stream: stream.try_clone().map_err(refused)?,
         _use: None,
     };
     stream

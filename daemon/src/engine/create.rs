@@ -10,6 +10,7 @@ use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, S
 use spore_vmm::guest::Guest;
 use spore_vmm::machine::Identity;
 use spore_vmm::pool;
+use spore_vmm::together::together;
 
 use super::cgroup::Share;
 use super::exec::Collected;
@@ -152,18 +153,10 @@ impl Engine {
         if count == 1 {
             return Ok(promises.into_iter().map(one).collect());
         }
-        Ok(std::thread::scope(|scope| {
-            let making: Vec<_> = promises
-                .into_iter()
-                .map(|promise| scope.spawn(|| one(promise)))
-                .collect();
-            let joined = making.into_iter().map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Error::internal("the making of a sandbox panicked")))
-            });
-            joined.collect()
-        }))
+        let made = together(promises, one).into_iter();
+        Ok(made
+            .map(|made| made.map_err(Error::from).and_then(|made| made))
+            .collect())
     }
 
     fn order(&self, request: &CreateSandbox) -> Result<Order> {

@@ -202,8 +202,11 @@ impl Engine {
             Some(mut work) => self.discard(work.take()),
             // Whoever works with it fails soon, since its VM is dead.
             None => {
-                let (engine, sandbox) = (self.clone(), sandbox.clone());
-                std::thread::spawn(move || engine.discard(sandbox.work().take()));
+                let (engine, busy) = (self.clone(), sandbox.clone());
+                let later = move || engine.discard(busy.work().take());
+                if std::thread::Builder::new().spawn(later).is_err() {
+                    self.discard(sandbox.work().take());
+                }
             }
         }
         // Told when its memory can be had again, if nobody works with it.

@@ -95,12 +95,15 @@ impl Engine {
     /// Has guests give up their caches: what they free is reported to the host, which has it back then.
     fn squeeze(self: &Arc<Self>) {
         for sandbox in self.list() {
-            std::thread::spawn(move || {
+            let ask = move || {
                 // One that is paused, or busy dying, has nothing to give.
                 if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox) {
                     let _ = agent.settle();
                 }
-            });
+            };
+            if let Err(error) = std::thread::Builder::new().spawn(ask) {
+                tracing::info!(%error, "a guest that was to give up its caches");
+            }
         }
     }
 }

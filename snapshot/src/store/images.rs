@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::publish::sync_parent;
+use super::publish::Names;
 use super::{Store, StoreError};
 use crate::files::read_small;
 use crate::{CheckpointId, Digest, ImageId, ImageName};
@@ -176,8 +176,9 @@ impl Store {
     pub fn delete_image(&self, id: &ImageId) -> Result<(), StoreError> {
         let _lock = self.lock_images()?;
         let path = self.image_path(id);
+        let durably = Names::around(&path)?;
         match std::fs::remove_file(&path) {
-            Ok(()) => sync_parent(&path)?,
+            Ok(()) => durably.sync()?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StoreError::not_found("image", id));
             }

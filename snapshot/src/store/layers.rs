@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::publish::{publish, replace};
+use super::publish::{link_new, replace, sync_parent};
 use super::{Store, StoreError, Trust};
 use crate::Digest;
 use crate::disk::{DiskError, Layer};
@@ -125,16 +125,18 @@ impl Store {
         }
     }
 
-    /// Renames a durable file to its place; where that is taken, by the same thing, `from` is removed.
+    /// Moves a durable file to its place, which may be taken by the same thing. It can be done again if it failed:
+    /// `from` is there until all is.
     fn place(&self, from: &Path, to: &Path, digest: Digest) -> Result<(), StoreError> {
-        if publish(from, to)? {
-            return Ok(());
+        if !link_new(from, to)? {
+            match self.layer(&digest) {
+                // Whoever put it there may not have come to make that durable.
+                Ok(_) => sync_parent(to)?,
+                // What is there is damaged, and here is an intact one.
+                Err(_) => return replace(from, to),
+            }
         }
-        match self.layer(&digest) {
-            Ok(_) => std::fs::remove_file(from).map_err(StoreError::io("remove", from)),
-            // What is there is damaged, and here is an intact one.
-            Err(_) => replace(from, to),
-        }
+        std::fs::remove_file(from).map_err(StoreError::io("remove", from))
     }
 
     /// A durable, read-only copy.

@@ -43,7 +43,7 @@ impl Guest {
     ) -> Result<(CheckpointId, SplitTimes), GuestError> {
         let writer = store.begin_checkpoint()?;
         let (mut copy, times) = self.split()?;
-        let saved = copy.save(&writer.directory());
+        let saved = copy.save(&writer.directory()).map_err(GuestError::of_copy);
         drop(copy);
         // What was frozen becomes layers whatever came of the save: the guest's disk lies on it.
         let sealed = self.adopt_frozen(store);

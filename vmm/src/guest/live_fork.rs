@@ -9,10 +9,13 @@ use super::launch::{console_of, new_id, vsock_of};
 use super::template::Unarmed;
 use super::{Guest, GuestError, Someone};
 use crate::clock::{Trace, monotonic_ns};
-use crate::process::VmHandle;
+use crate::process::{VmError, VmHandle};
+use crate::together::together;
 
 /// How long the agent may take to its fork port.
 const SLEEP_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take there when nobody waits for it any more.
+const LATE: Duration = Duration::from_secs(10);
 /// Most forks at once.
 const MAX_FORKS: usize = 64;
 
@@ -39,6 +42,17 @@ impl Guest {
     /// A guest whose agent cannot go there is not split: nobody could tell a copy of it that it is one.
     pub(super) fn split(&mut self) -> Result<(VmHandle, SplitTimes), GuestError> {
         self.vm.arm_fork_port()?;
+        let mut on_its_way = false;
+        self.split_at_port(&mut on_its_way).inspect_err(|_| {
+            // Whatever it was: the agent is not to wait there for somebody who does not come.
+            let late = if on_its_way { LATE } else { Duration::ZERO };
+            if let Err(error) = self.vm.leave_fork_port(late) {
+                tracing::info!(%error, "the fork port");
+            }
+        })
+    }
+
+    fn split_at_port(&mut self, on_its_way: &mut bool) -> Result<(VmHandle, SplitTimes), GuestError> {
         let mut agent = self.agent(SLEEP_LIMIT)?;
         let limited = agent.stream().set_read_timeout(Some(SLEEP_LIMIT));
         limited.map_err(|source| GuestError::Host {
@@ -46,6 +60,7 @@ impl Guest {
             source,
         })?;
         let asleep = agent.sleep();
+        *on_its_way = !matches!(asleep, Err(ClientError::Refused(_)));
         // It goes to its port when we have hung up.
         drop(agent);
         match asleep {
@@ -97,17 +112,11 @@ impl Guest {
             .map(|identity| (identity, self.split_off(store, &mut copy)))
             .collect();
         drop(copy);
-        let mut forks = std::thread::scope(|scope| {
-            let waking: Vec<_> = made
-                .into_iter()
-                .map(|(identity, made)| scope.spawn(move || made?.arm()?.claim(identity, asked)))
-                .collect();
-            let joined = waking.into_iter().map(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            joined.collect::<Vec<Result<Guest, GuestError>>>()
-        });
+        let woken = together(made, |(identity, made)| made?.arm()?.claim(identity, asked));
+        let mut forks: Vec<Result<Guest, GuestError>> = woken
+            .into_iter()
+            .map(|woken| woken.map_err(VmError::host("no thread to wake a fork"))?)
+            .collect();
         self.adopt_frozen(store)?;
         for fork in &mut forks {
             let pinned = match fork {
@@ -127,7 +136,9 @@ impl Guest {
     /// One fork of the copy.
     fn split_off(&self, store: &Store, copy: &mut VmHandle) -> Result<Unarmed, GuestError> {
         let run = RunDir::create(store, &new_id())?;
-        let vm = copy.fork(&console_of(run.path()), &vsock_of(run.path()))?;
+        let vm = copy
+            .fork(&console_of(run.path()), &vsock_of(run.path()))
+            .map_err(GuestError::of_copy)?;
         Unarmed::new(run, vm, self.disk_layers.clone())
     }
 }

@@ -51,6 +51,9 @@ pub enum GuestError {
     /// Its VM.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A copy of the guest, or of the checkpoint, ended before it was of any use. What it is a copy of is none the worse.
+    #[error("the copy came to nothing: {0}")]
+    Copy(#[source] VmError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -111,6 +114,29 @@ pub enum GuestError {
     /// Growing the disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+impl GuestError {
+    /// What became of a copy, which its caller does not know of yet.
+    pub(crate) fn of_copy(error: VmError) -> Self {
+        match error {
+            VmError::Gone { .. } | VmError::Ended { .. } | VmError::Control(_) => Self::Copy(error),
+            other => Self::Vm(other),
+        }
+    }
+}
+
+/// Whether a machine that is just being made, or has more to hear than it can, will answer yet.
+fn is_early(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, Interrupted, NotFound, WouldBlock};
+    let kinds = [
+        ConnectionRefused,
+        ConnectionReset,
+        Interrupted,
+        NotFound,
+        WouldBlock,
+    ];
+    kinds.contains(&error.kind())
 }
 
 fn because(why: &str) -> String {
@@ -225,16 +251,17 @@ impl Guest {
 
     /// One try; `None` when nothing listens in the guest yet.
     fn try_agent(&self, deadline: Instant) -> Result<Option<Agent>, GuestError> {
-        let mut stream = match socket::connect(self.vm.vsock()) {
-            Ok(stream) => stream,
-            Err(_) => return Ok(None),
-        };
         let left = deadline
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
         let host = |source| GuestError::Host {
             what: self.vm.vsock().to_owned(),
             source,
+        };
+        let mut stream = match socket::connect(self.vm.vsock()) {
+            Ok(stream) => stream,
+            Err(error) if is_early(&error) => return Ok(None),
+            Err(error) => return Err(host(error)),
         };
         // A guest that dies while we wait closes the stream, so waiting long is no risk.
         stream.set_read_timeout(Some(left)).map_err(host)?;

@@ -198,7 +198,7 @@ impl Unarmed {
     pub fn arm(self) -> Result<Shell, GuestError> {
         let mut guest = self.guest;
         let overlay = guest.overlay(0);
-        let armed = guest.vm.arm(&overlay)?;
+        let armed = guest.vm.arm(&overlay).map_err(GuestError::of_copy)?;
         guest.trace.extend(armed);
         Ok(Shell { guest })
     }
@@ -296,7 +296,7 @@ fn wake(guest: &mut Guest, who: &Someone, asked_ns: u64) -> Result<(), GuestErro
         identity,
         limit_ms: u64::try_from(READY_LIMIT.as_millis()).unwrap_or(u64::MAX),
     };
-    let woke = guest.vm.wake(spec, who.tap())?;
+    let woke = guest.vm.wake(spec, who.tap()).map_err(GuestError::of_copy)?;
     let since = |at: u64| Duration::from_nanos(at.saturating_sub(asked_ns));
     guest.times = ForkTimes {
         released: since(woke.released_ns),
@@ -327,12 +327,11 @@ fn check_awake(guest: &mut Guest, woke: &Woke) -> Result<(), GuestError> {
             why: woke.why.clone(),
             console: guest.console_tail(),
         }),
-        (None, None) => match guest.vm.wait_end(END_LIMIT)? {
-            Some(ended) => Err(VmError::Ended {
+        (None, None) => match guest.vm.wait_end(END_LIMIT).map_err(GuestError::of_copy)? {
+            Some(ended) => Err(GuestError::Copy(VmError::Ended {
                 ended,
                 console: guest.console_tail(),
-            }
-            .into()),
+            })),
             None => Err(GuestError::Unreachable {
                 limit: READY_LIMIT,
                 console: guest.console_tail(),

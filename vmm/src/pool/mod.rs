@@ -220,7 +220,7 @@ impl Pool {
         let _waiting = Waiting::new(&self.shared);
         while let Some(shell) = self.take_shell(id) {
             match shell.claim(who, asked) {
-                Err(error) if is_gone(&error) => {}
+                Err(GuestError::Copy(error)) if error.is_gone() => {}
                 result => {
                     return result.map(|guest| Forked {
                         guest,
@@ -375,7 +375,7 @@ impl Pool {
     }
 }
 
-/// Whether a guest's process is no more.
+/// Whether a template's process is no more.
 fn is_gone(error: &GuestError) -> bool {
     matches!(error, GuestError::Vm(error) if error.is_gone())
 }

@@ -363,6 +363,14 @@ impl VmHandle {
         self.done(&Request::ArmForkPort)
     }
 
+    /// Lets the guest go on if it stands at its fork port or comes there within `late`, and its next visit be none.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn leave_fork_port(&mut self, late: Duration) -> Result<(), VmError> {
+        self.done(&Request::LeaveForkPort(millis(late)))
+    }
+
     /// Stops the machine.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ pub enum VmError {
 
 impl VmError {
     /// What could not be had of the host.
-    pub(super) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+    pub(crate) fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Host {
             what,
             source: source.into(),

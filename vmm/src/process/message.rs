@@ -44,6 +44,8 @@ pub enum Request {
     Save(SaveSpec),
     /// Want the guest's next visit to its fork port to be a stop.
     ArmForkPort,
+    /// Want no such stop any more, and let the guest go on that has come to it, or does within so many milliseconds.
+    LeaveForkPort(u64),
     /// Stop the machine for a moment and fork: the child is a template of that instant. Its control stream,
     /// the file of the machine's next overlay, and that of its present one, open for reading only, come along. Answered with [`Reply::Split`], by the parent, which runs on.
     Split(SplitSpec),

@@ -5,6 +5,7 @@ mod online;
 mod recovery;
 mod refusals;
 mod scarce;
+mod short;
 mod soak;
 mod streams;
 
@@ -40,6 +41,8 @@ pub fn tests() -> Vec<Test> {
             a_sandbox_that_ends_by_itself_or_by_its_time_is_told;
         scarce:
             descriptors_that_run_out_are_told_and_nothing_is_lost;
+        short:
+            whatever_the_host_lacks_is_told_and_nothing_is_lost;
         online:
             a_place_on_the_network_is_adopted_and_given_back;
         soak:
@@ -48,8 +51,12 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Roles of its processes.
-pub fn roles() -> [role::Role; 2] {
-    [("daemon", serve), ("daemon online", online::host)]
+pub fn roles() -> [role::Role; 3] {
+    [
+        ("daemon", serve),
+        ("daemon online", online::host),
+        ("short daemon", short::serve),
+    ]
 }
 
 fn socket(root: &Path) -> PathBuf {
@@ -83,6 +90,7 @@ pub fn serve(root: &Path) {
 pub struct Daemon {
     pub http: Http,
     player: Option<role::Player>,
+    role: &'static str,
     /// What it is started through.
     command: &'static [&'static str],
     root: PathBuf,
@@ -95,16 +103,27 @@ impl Daemon {
     }
 
     pub fn on(copy: Copy) -> Self {
-        Self::through(copy, &[])
+        Self::start_as("daemon", copy)
+    }
+
+    /// In one of our [`roles`].
+    pub fn start_as(role: &'static str, copy: Copy) -> Self {
+        let mut daemon = Self::stopped(copy.store().root());
+        daemon.role = role;
+        daemon.with(copy)
     }
 
     /// Started through a command that ends with running what follows it.
     pub fn through(copy: Copy, command: &'static [&'static str]) -> Self {
         let mut daemon = Self::stopped(copy.store().root());
         daemon.command = command;
-        daemon._copy = Some(copy);
-        daemon.again();
-        daemon
+        daemon.with(copy)
+    }
+
+    fn with(mut self, copy: Copy) -> Self {
+        self._copy = Some(copy);
+        self.again();
+        self
     }
 
     /// On a store that is somebody else's to remove.
@@ -118,6 +137,7 @@ impl Daemon {
         Self {
             http: Http::at(&socket(root)),
             player: None,
+            role: "daemon",
             command: &[],
             root: root.to_owned(),
             _copy: None,
@@ -131,8 +151,8 @@ impl Daemon {
     /// Starts another daemon after the first.
     pub fn again(&mut self) {
         let mut player = match self.command {
-            [] => role::start("daemon", self.root()),
-            command => role::start_through(command, "daemon", self.root()),
+            [] => role::start(self.role, self.root()),
+            command => role::start_through(command, self.role, self.root()),
         };
         assert_eq!(player.line(), "ready");
         self.player = Some(player);

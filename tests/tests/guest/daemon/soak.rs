@@ -5,7 +5,7 @@
 //! model then has both. Whatever else it is told must be so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,9 @@ struct World {
     http: Http,
     /// Sandboxes whose VM somebody has killed, or is about to.
     killed: Mutex<BTreeSet<String>>,
+    /// Processes without a directory that somebody has killed, or is about to: templates, and copies that write
+    /// checkpoints.
+    copies_killed: AtomicU32,
     over: AtomicBool,
     counts: Mutex<BTreeMap<&'static str, u32>>,
 }
@@ -91,6 +94,8 @@ enum Told {
     Nothing,
     /// The sandbox it was about had been killed.
     Gone,
+    /// The copy that was made for it had been.
+    Unmade,
 }
 
 impl Client<'_> {
@@ -101,9 +106,13 @@ impl Client<'_> {
         } else {
             body.to_string()
         };
+        let before = self.world.copies_killed.load(Ordering::SeqCst);
         match self.world.http.try_send(call, &[], bytes.as_bytes()) {
             None => Told::Nothing,
             Some(answer) if answer.status == status => Told::Done(answer.json()),
+            Some(answer) if is_loss(&answer) && self.world.copies_killed.load(Ordering::SeqCst) > before => {
+                Told::Unmade
+            }
             Some(answer) => {
                 assert!(
                     of.is_some_and(|id| self.world.is_killed(id)) && is_end(&answer),
@@ -153,6 +162,7 @@ impl Client<'_> {
         match done {
             Told::Done(_) => self.world.count(act.name()),
             Told::Nothing => self.world.count("unheard"),
+            Told::Unmade => self.world.count("unmade"),
             Told::Gone => {
                 self.world.count("gone");
                 self.sandboxes.remove(which);
@@ -268,7 +278,7 @@ impl Client<'_> {
                 self.world.http.try_send(&call("resume"), &[], b"");
                 return Told::Nothing;
             }
-            Told::Gone => return Told::Gone,
+            told => return told,
         }
         // A daemon may be killed here too, and what it is told then is not heard.
         let mut told = self.call(Some(&id), &call("resume"), &Value::Null, 200);
@@ -289,7 +299,7 @@ impl Client<'_> {
         let call = format!("DELETE /v1/sandboxes/{id}");
         let told = self.call(Some(&id), &call, &Value::Null, 204);
         match told {
-            Told::Gone => {}
+            Told::Gone | Told::Unmade => {}
             Told::Done(_) => drop(self.sandboxes.remove(which)),
             Told::Nothing => {
                 // It is gone or it is not; whatever it is then is the daemon's to end.
@@ -343,11 +353,17 @@ fn is_end(answer: &Answer) -> bool {
     [404, 409, 410, 502].contains(&answer.status)
 }
 
+/// Whether an answer says that a copy was lost before it was of use.
+fn is_loss(answer: &Answer) -> bool {
+    let message = answer.json()["error"]["message"].to_string();
+    answer.error() == (500, "internal".into()) && message.contains("the copy came to nothing")
+}
+
 /// What happens to a host.
 fn accidents(world: &World, daemon: &mut Daemon, mut random: Random, soak: &Soak) {
     let root = daemon.root().to_owned();
     let store = Store::attach(&root);
-    while soak.goes_on() {
+    while soak.goes_on() && !world.over.load(Ordering::Relaxed) {
         std::thread::sleep(CALM);
         match random.below(8) {
             0 | 1 => {
@@ -363,10 +379,11 @@ fn accidents(world: &World, daemon: &mut Daemon, mut random: Random, soak: &Soak
                 }
             }
             2 => {
-                // A template has nothing of a sandbox open.
+                // A template has nothing of a sandbox open, nor has a copy that is not armed yet.
                 let guests = left::vms_using(&root.join("run"));
                 for pid in left::vms_using(&root) {
                     if !guests.contains(&pid) {
+                        world.copies_killed.fetch_add(1, Ordering::SeqCst);
                         left::kill_if_there(pid);
                         world.count("template killed");
                     }
@@ -392,6 +409,7 @@ pub fn clients_have_what_they_were_told_whatever_happens_to_the_host() {
     let world = World {
         http: daemon.http.clone(),
         killed: Mutex::default(),
+        copies_killed: AtomicU32::new(0),
         over: AtomicBool::new(false),
         counts: Mutex::default(),
     };

@@ -58,7 +58,7 @@ pub fn a_guest_that_never_says_ready_is_destroyed_after_a_limit() {
 pub fn a_fork_that_ends_before_it_is_ready_is_told_with_how() {
     let (error, took) = with_hook("echo c >/proc/sysrq-trigger");
     match error {
-        GuestError::Vm(VmError::Ended { ended, console }) => {
+        GuestError::Copy(VmError::Ended { ended, console }) => {
             assert_eq!(ended, Ended::Panic);
             // Its last lines are those of the stack.
             assert!(console.contains("sysrq_handle_crash"), "{console}");

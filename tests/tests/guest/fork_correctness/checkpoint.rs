@@ -91,7 +91,7 @@ pub fn a_writer_that_is_killed_harms_nothing() {
         parent.checkpoint(store, plan(store)).unwrap_err()
     });
     match &error {
-        GuestError::Vm(VmError::Gone { status, .. }) => assert!(status.contains("SIGKILL"), "{status}"),
+        GuestError::Copy(VmError::Gone { status, .. }) => assert!(status.contains("SIGKILL"), "{status}"),
         other => panic!("{other:?}"),
     }
     harmed_nothing(&mut parent, store, 1);

@@ -326,3 +326,19 @@ pub fn two_processors_run_on_in_parent_and_forks() {
     third.resize(FLOOR_MB + 128);
     both_run(&mut third);
 }
+
+/// How often somebody does not come.
+const LEFT: u32 = 40;
+
+pub fn a_guest_that_nobody_comes_for_at_its_fork_port_goes_on() {
+    let mut guest = image().fork();
+    for _ in 0..LEFT {
+        guest.vm().arm_fork_port().unwrap();
+        // It answers, so it did not come there for the one before.
+        let mut agent = guest.another_agent();
+        agent.sleep().unwrap();
+        drop(agent);
+        guest.vm().leave_fork_port(LIMIT).unwrap();
+    }
+    assert_eq!(guest.live_fork(image().store(), 1)[0].sh("echo here"), "here");
+}

@@ -45,6 +45,7 @@ pub fn tests() -> Vec<Test> {
             two_processors_run_on_in_parent_and_forks,
             three_generations_keep_memory_and_disk_and_a_clean_file_system,
             the_parent_keeps_its_connections_and_all_is_of_one_instant,
+            a_guest_that_nobody_comes_for_at_its_fork_port_goes_on,
             each_is_somebody_else_and_no_clock_goes_back,
             a_fork_has_nothing_of_its_parents_open,
             growth_afterwards_is_each_ones_own,

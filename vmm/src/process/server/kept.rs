@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use super::{Server, Vm, failure};
+use super::{Server, failure};
 use crate::process::keep::Token;
 use crate::process::message::{Failure, FailureKind, Greeting, Hello, Reply, Welcome};
 use crate::process::wire::{Descriptors, receive, send, send_with};
 
+/// How long a guest may take to its fork port when whoever wanted it there is gone.
+const LATE: Duration = Duration::from_secs(1);
 /// How long who connects may take to say what it wants. Only the machine's user can connect.
 const HELLO: Duration = Duration::from_secs(2);
 /// Who may wait to be heard.
@@ -49,20 +51,7 @@ impl Server {
             return false;
         }
         tracing::info!("the owner is gone");
-        // Nobody waits for the guest at its fork port any more. If it stands there already, it goes on.
-        if let Vm::Running(running) = &self.vm
-            && running.fork_port().is_wanted_or_visited()
-        {
-            running.fork_port().arm(false);
-            match self.take_running("go on").map(crate::machine::Running::pause) {
-                Ok(Ok(machine)) => {
-                    // If it cannot go on, that is how it ended.
-                    let _ = self.go_on(machine);
-                }
-                Ok(Err(ended)) => self.vm = Vm::Over(ended),
-                Err(_) => {}
-            }
-        }
+        self.leave_fork_port(LATE);
         true
     }
 

@@ -12,6 +12,7 @@ mod saving;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -214,6 +215,10 @@ impl Server {
             Request::WakeSet => self.wake_set(came),
             Request::Save(spec) => self.save(&spec, came),
             Request::ArmForkPort => self.arm_fork_port(),
+            Request::LeaveForkPort(late_ms) => {
+                self.leave_fork_port(Duration::from_millis(late_ms));
+                Ok(Reply::Done)
+            }
             Request::Pause => self.pause(),
             Request::Resume => self.resume(),
             Request::SealFrozen => self.seal_frozen(),

@@ -121,6 +121,31 @@ impl Server {
         Ok(Reply::Done)
     }
 
+    /// Nobody waits for the guest at its fork port any more. It goes on if it stands there already, or comes there
+    /// within `late`: its next visit would be taken for that of whoever wants one then.
+    pub(super) fn leave_fork_port(&mut self, late: Duration) {
+        let Vm::Running(running) = &self.vm else { return };
+        if !running.fork_port().is_wanted_or_visited() {
+            return;
+        }
+        let Ok(running) = self.take_running("go on") else {
+            return;
+        };
+        let machine = match running.pause_at_port(late) {
+            Ok(Ok(machine)) => Ok(machine),
+            // It may have come there just now.
+            Ok(Err(running)) => running.pause(),
+            Err(ended) => Err(ended),
+        };
+        match machine {
+            Ok(machine) => {
+                // If it cannot go on, that is how it ended.
+                let _ = self.go_on(machine);
+            }
+            Err(ended) => self.vm = Vm::Over(ended),
+        }
+    }
+
     pub(super) fn pause(&mut self) -> Result<Reply, Failure> {
         match self.take_running("pause")?.pause() {
             Ok(machine) => {
