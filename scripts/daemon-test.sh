@@ -37,7 +37,7 @@ call() { curl -sS --fail-with-body --unix-socket "$SPORE_SOCKET" "http://spore$1
 status=0
 scripts/sdk-python.sh || status=1
 scripts/sdk-typescript.sh || status=1
-# Against a daemon that has nothing: with images and sandboxes there, each example may boot or copy VMs.
+# Against a daemon that has nothing: calls are answered at once, and there can be many of them.
 "$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>>"$work/log" &
 empty=$!
 await_socket "$work/e"
@@ -45,6 +45,9 @@ SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
 kill -TERM "$empty"
 wait "$empty" || status=1
 empty=
+# And against one that has something, where they may copy and checkpoint VMs.
+sandbox=$("$binaries/spore" create tiny --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])')
+SPORE_FUZZ_EXAMPLES=10 SPORE_FUZZ_SANDBOX=$sandbox SPORE_FUZZ_IMAGE=tiny scripts/api-fuzz.sh || status=1
 
 # Whatever the tests left to the daemon goes, and with the last sandbox the last promise.
 for id in $(call /v1/sandboxes | python3 -c 'import json,sys; print(*(s["id"] for s in json.load(sys.stdin)["sandboxes"]))'); do
