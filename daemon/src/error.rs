@@ -142,6 +142,8 @@ impl From<BuildError> for Error {
                 .with("builderMemoryMB", memory.get()),
             BuildError::Network(error) => error.into(),
             BuildError::Store(error) => error.into(),
+            // It was the build's VM, and no sandbox.
+            BuildError::Guest(GuestError::Vm(VmError::Ended { .. } | VmError::Gone { .. })) => body,
             BuildError::Guest(error) if code == ErrorCode::Internal => error.into(),
             _ => body,
         }

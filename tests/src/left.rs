@@ -79,7 +79,8 @@ pub fn private_bytes(pid: u32) -> u64 {
 /// The files under a directory that a process has open for writing.
 pub fn written_files(pid: u32, directory: &Path) -> Vec<PathBuf> {
     let process = Path::new("/proc").join(pid.to_string());
-    let links = fs::read_dir(process.join("fd")).unwrap().flatten();
+    // It may have ended.
+    let links = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
     let written = links.filter_map(|link| {
         let path = fs::read_link(link.path()).ok()?;
         let info = fs::read_to_string(process.join("fdinfo").join(link.file_name())).ok()?;

@@ -30,7 +30,8 @@ pub fn tests() -> Vec<Test> {
             a_call_with_a_key_is_made_once;
         streams:
             a_command_is_driven_over_a_websocket,
-            a_build_tells_what_it_does_and_ends_with_who_wanted_it;
+            a_build_tells_what_it_does_and_ends_with_who_wanted_it,
+            a_build_whose_daemon_or_vm_is_killed_leaves_nothing;
         refusals:
             what_is_wrong_is_refused_with_a_code_and_nothing_is_left,
             a_host_promises_no_more_than_it_may,

@@ -110,7 +110,12 @@ impl Client<'_> {
         match self.world.http.try_send(call, &[], bytes.as_bytes()) {
             None => Told::Nothing,
             Some(answer) if answer.status == status => Told::Done(answer.json()),
-            Some(answer) if is_loss(&answer) && self.world.copies_killed.load(Ordering::SeqCst) > before => {
+            // A copy goes with the sandbox too, whose files it has open.
+            Some(answer)
+                if is_loss(&answer)
+                    && (self.world.copies_killed.load(Ordering::SeqCst) > before
+                        || of.is_some_and(|id| self.world.is_killed(id))) =>
+            {
                 Told::Unmade
             }
             Some(answer) => {
@@ -379,10 +384,11 @@ fn accidents(world: &World, daemon: &mut Daemon, mut random: Random, soak: &Soak
                 }
             }
             2 => {
-                // A template has nothing of a sandbox open, nor has a copy that is not armed yet.
-                let guests = left::vms_using(&root.join("run"));
+                // A template has nothing of a sandbox open, nor has a copy that is not armed yet. Looked at last thing
+                // before: it may just be becoming a sandbox.
+                let run = root.join("run");
                 for pid in left::vms_using(&root) {
-                    if !guests.contains(&pid) {
+                    if left::written_files(pid, &run).is_empty() {
                         world.copies_killed.fetch_add(1, Ordering::SeqCst);
                         left::kill_if_there(pid);
                         world.count("template killed");

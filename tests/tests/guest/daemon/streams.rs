@@ -201,3 +201,39 @@ pub fn a_build_tells_what_it_does_and_ends_with_who_wanted_it() {
     });
     assert_eq!(state()["error"]["code"], "cancelled");
 }
+
+pub fn a_build_whose_daemon_or_vm_is_killed_leaves_nothing() {
+    let mut daemon = Daemon::start();
+    let run = daemon.root().join("run");
+    let store = || {
+        let found = left::in_store(run.parent().unwrap()).into_iter();
+        // The daemon itself is there.
+        found
+            .filter(|found| found.starts_with("file "))
+            .collect::<Vec<_>>()
+    };
+    let before = daemon.http.call("GET /v1/images").expect(200);
+    let body = manifest("echo on; sleep 1000");
+    let mut events = daemon.http.events("POST /v1/images", &[], &body);
+    let build = events.next_of("build")["buildId"].as_str().unwrap().to_owned();
+    events.next_of("output");
+    assert_eq!(left::vms_using(&run).len(), 1);
+    daemon.kill();
+    left::soon_nothing(Duration::from_secs(20), || left::vms_using(&run));
+    daemon.again();
+    left::soon_nothing(Duration::from_secs(20), store);
+    let unknown = daemon.http.call(&format!("GET /v1/builds/{build}"));
+    assert_eq!(unknown.error(), (404, "not_found".into()));
+
+    // It can be asked for again, and fails with its VM.
+    let mut events = daemon.http.events("POST /v1/images", &[], &body);
+    events.next_of("output");
+    left::vms_using(&run).into_iter().for_each(left::kill);
+    let error = events.next_of("error")["error"].clone();
+    assert_eq!(error["code"], "internal", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("SIGKILL"), "{error}");
+    left::soon_nothing(Duration::from_secs(20), store);
+    let host = daemon.http.call("GET /v1/host").expect(200);
+    assert_eq!(host["memory"]["committedMB"], 0);
+    assert_eq!(daemon.http.call("GET /v1/images").expect(200), before);
+}
