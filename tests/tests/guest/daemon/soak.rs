@@ -5,6 +5,7 @@
 //! model then has both. Whatever else it is told must be so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ const CALM: Duration = Duration::from_millis(1500);
 /// What all share.
 struct World {
     http: Http,
+    root: PathBuf,
     /// Sandboxes whose VM somebody has killed, or is about to.
     killed: Mutex<BTreeSet<String>>,
     /// Processes without a directory that somebody has killed, or is about to: templates, and copies that write
@@ -44,6 +46,22 @@ struct World {
 impl World {
     fn count(&self, what: &'static str) {
         *lock(&self.counts).entry(what).or_default() += 1;
+    }
+
+    /// What can be found out about a sandbox that is not as it should be.
+    fn known_of(&self, id: &str) -> String {
+        let run = self.root.join("run").join(id);
+        let console = std::fs::read_to_string(run.join("console.log")).unwrap_or_default();
+        let end = console.len().saturating_sub(2000);
+        format!(
+            "\nit is {:?}\nits processes are {:?}\nso far {:?}\nits console ends with {:?}",
+            self.http
+                .try_send(&format!("GET /v1/sandboxes/{id}"), &[], b"")
+                .map(|it| it.json()),
+            left::vms_using(&run),
+            lock(&self.counts),
+            console.get(end..).unwrap_or_default()
+        )
     }
 
     fn is_killed(&self, id: &str) -> bool {
@@ -121,10 +139,11 @@ impl Client<'_> {
             Some(answer) => {
                 assert!(
                     of.is_some_and(|id| self.world.is_killed(id)) && is_end(&answer),
-                    "{}: {call} {bytes}: {} {}",
+                    "{}: {call} {bytes}: {} {}{}",
                     self.name,
                     answer.status,
-                    String::from_utf8_lossy(&answer.body)
+                    String::from_utf8_lossy(&answer.body),
+                    of.map_or_else(String::new, |id| self.world.known_of(id))
                 );
                 Told::Gone
             }
@@ -230,7 +249,13 @@ impl Client<'_> {
             Some(answer) if answer.status == 200 => Told::Done(Value::Null),
             Some(answer) => {
                 let gone = self.world.is_killed(id) && is_end(&answer);
-                assert!(gone, "{call}: {} {}", answer.status, answer.json());
+                assert!(
+                    gone,
+                    "{call}: {} {}{}",
+                    answer.status,
+                    answer.json(),
+                    self.world.known_of(id)
+                );
                 Told::Gone
             }
         };
@@ -377,9 +402,13 @@ fn accidents(world: &World, daemon: &mut Daemon, mut random: Random, soak: &Soak
                 if let Some(sandbox) = ids.get(random.below(ids.len().max(1))) {
                     let id = sandbox["id"].as_str().unwrap();
                     lock(&world.killed).insert(id.to_owned());
-                    left::vms_using(&root.join("run").join(id))
-                        .into_iter()
-                        .for_each(left::kill_if_there);
+                    let own = root.join("run").join(id);
+                    // A fork has layers open that were its parent's, but writes only what is its own.
+                    for pid in left::vms_using(&own) {
+                        if !left::written_files(pid, &own).is_empty() {
+                            left::kill_if_there(pid);
+                        }
+                    }
                     world.count("VM killed");
                 }
             }
@@ -414,6 +443,7 @@ pub fn clients_have_what_they_were_told_whatever_happens_to_the_host() {
     let mut daemon = Daemon::start();
     let world = World {
         http: daemon.http.clone(),
+        root: daemon.root().to_owned(),
         killed: Mutex::default(),
         copies_killed: AtomicU32::new(0),
         over: AtomicBool::new(false),
