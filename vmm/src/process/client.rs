@@ -311,7 +311,10 @@ impl VmHandle {
     }
 
     fn pagemap(&mut self) -> Result<OwnedFd, VmError> {
-        let table = files::pagemap(self.pid()).map_err(|error| self.lost(error))?;
+        let table = files::pagemap(self.pid()).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => self.lost(error),
+            _ => VmError::host("the page table of a VM cannot be had")(error),
+        })?;
         match self.is_gone() {
             // The number may have been another's already.
             true => Err(self.lost(io::ErrorKind::NotFound.into())),

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use spore_snapshot::CheckpointId;
-use spore_tests::sandbox::Sandbox;
+use spore_tests::sandbox::{LIMIT, Sandbox};
 use spore_tests::soak::{Random, Soak};
 use spore_tests::{hold, left};
 use spore_vmm::pool::{Budget, Pool};
@@ -310,9 +310,11 @@ impl Walk {
         let stats = sandbox.vm().stats().unwrap();
         assert_eq!(stats.plugged_bytes, u64::from(model.more_mb) << 20);
         assert_eq!(stats.requested_bytes, stats.plugged_bytes);
-        let agent = sandbox.agent.memory(true).unwrap();
-        let blocks = agent.blocks.unwrap();
-        assert_eq!(blocks.online, blocks.present);
+        // The driver gives a block back first and has the kernel forget it then.
+        left::soon("every block is online", LIMIT, || {
+            let blocks = sandbox.agent.memory(true).unwrap().blocks.unwrap();
+            blocks.online == blocks.present
+        });
         let complaints = "dmesg | grep -iE 'ext4.*(error|warning)|i/o error|corrupt|bug:|oops' || true";
         assert_eq!(sandbox.sh(complaints), "");
     }
