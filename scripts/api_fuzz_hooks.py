@@ -6,8 +6,6 @@ SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE name a sandbox and an image of the daemo
 import os
 import random
 
-import sys
-
 import schemathesis
 
 SANDBOX = os.environ.get("SPORE_FUZZ_SANDBOX")

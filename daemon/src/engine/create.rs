@@ -154,9 +154,7 @@ impl Engine {
             return Ok(promises.into_iter().map(one).collect());
         }
         let made = together(promises, one).into_iter();
-        Ok(made
-            .map(|made| made.map_err(Error::from).and_then(|made| made))
-            .collect())
+        Ok(made.map(|made| made?).collect())
     }
 
     fn order(&self, request: &CreateSandbox) -> Result<Order> {

@@ -1,11 +1,10 @@
 //! A daemon whose host runs out of something in the middle of a call, at each step of it in turn.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spore_tests::http::{Answer, Http};
+use spore_tests::http::Answer;
 use spore_tests::left;
 use spore_tests::shortage::{SHORTAGES, Shortage, Shortages, watch};
 
@@ -117,7 +116,7 @@ pub fn whatever_the_host_lacks_is_told_and_nothing_is_lost() {
                 but += 1;
             }
             println!("{} without {shortage:?}: {but} steps", work.name);
-            check(&daemon, http, &stays);
+            check(&daemon, &stays);
         }
     }
     assert_eq!(daemon.sh(&stays, "cat /tmp/is"), "here");
@@ -139,22 +138,22 @@ pub fn whatever_the_host_lacks_is_told_and_nothing_is_lost() {
                 delete("sandboxes", id(&goes)).expect(204);
             }
         }
-        check(&daemon, http, &stays);
+        check(&daemon, &stays);
     }
     delete("sandboxes", id(&stays)).expect(204);
 }
 
 /// Only what there should be is there.
-fn check(daemon: &Daemon, http: &Http, stays: &Value) {
-    let host = http.call("GET /v1/host").expect(200);
+fn check(daemon: &Daemon, stays: &Value) {
+    let host = daemon.http.call("GET /v1/host").expect(200);
     assert_eq!(host["sandboxes"], 1);
     assert_eq!(host["memory"]["committedMB"], stays["memory"]["grantedMB"]);
-    let listed = http.call("GET /v1/sandboxes").expect(200);
+    let listed = daemon.http.call("GET /v1/sandboxes").expect(200);
     assert_eq!(listed["sandboxes"].as_array().unwrap().len(), 1);
     left::soon_nothing(Duration::from_secs(30), || {
         // A shell and what stays; templates have no directory.
         let runs = entries(&daemon.root().join("run"));
-        let mut left: Vec<String> = entries(&daemon.root().join("tmp")).into_iter().collect();
+        let mut left = entries(&daemon.root().join("tmp"));
         if runs.len() > 2 {
             left.extend(runs);
         }
@@ -163,7 +162,7 @@ fn check(daemon: &Daemon, http: &Http, stays: &Value) {
 }
 
 /// What there is but for the store's own notes, which begin with a dot.
-fn entries(dir: &Path) -> BTreeSet<String> {
+fn entries(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).unwrap().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.filter(|name| !name.starts_with('.')).collect()
