@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use spore_builder::{Host, Plugged};
 use spore_snapshot::RunId;
-use spore_snapshot::store::Store;
+use spore_snapshot::store::{RunDir, Store};
 use spore_types::EventKind;
 use spore_vmm::guest::{AdoptError, Guest, adoptable, discard};
 
@@ -38,8 +38,11 @@ impl Found {
     }
 }
 
-/// `None`: it has an owner that is none of ours, a command line's for example.
+/// `None`: it has an owner that is none of ours, a command line's for example, or it was no sandbox yet: a shell, or one
+/// that nobody has been told of.
 fn take_over(store: &Store, id: &RunId) -> Result<Option<(Guest, Record)>, String> {
+    // First, since what is dead is swept.
+    let record = Record::read(&RunDir::place(store, id)).transpose();
     let guest = match Guest::adopt(store, id) {
         Ok(guest) => guest,
         Err(AdoptError::Owned { .. }) => return Ok(None),
@@ -49,12 +52,13 @@ fn take_over(store: &Store, id: &RunId) -> Result<Option<(Guest, Record)>, Strin
             {
                 tracing::warn!(%error, sandbox = %id.as_str(), "what cannot be adopted could not be ended");
             }
-            return Err(error.to_string());
+            return record.map_or(Ok(None), |_| Err(error.to_string()));
         }
     };
     // Without its record nobody knows whose it is; dropped, it ends.
-    let run = guest.console().parent().map(Path::to_owned).unwrap_or_default();
-    let record = Record::read(&run)?;
+    let Some(record) = record.transpose()? else {
+        return Ok(None);
+    };
     if record.fixed.id != guest.id() {
         return Err("its record is another sandbox's".to_owned());
     }

@@ -228,7 +228,7 @@ impl Engine {
             memory_mb: order.memory_mb,
             cpus: order.facts.cpus,
         };
-        self.welcome(&guest, origin, share);
+        self.welcome(&guest, origin, share, order.facts.floor_mb);
         grow(&mut guest, order.facts.floor_mb, order.memory_mb, request.disk_mb)?;
         let granted_mb = order.memory_mb;
         let fixed = Fixed {

@@ -90,7 +90,7 @@ impl Engine {
                 memory_mb: wanted_mb.max(has_mb),
                 cpus: parent.fixed.cpus,
             };
-            self.welcome(&guest, Origin::LiveFork, share);
+            self.welcome(&guest, Origin::LiveFork, share, parent.fixed.floor_mb);
             if wanted_mb != has_mb {
                 let mut agent = guest.agent(AGENT)?;
                 guest.resize(&mut agent, wanted_mb)?;

@@ -19,6 +19,7 @@ pub mod images;
 pub mod keeper;
 pub mod ledger;
 pub mod metrics;
+mod prepare;
 pub mod pressure;
 pub mod record;
 pub mod sandbox;
@@ -30,12 +31,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spore_builder::Host;
-use spore_types::{ErrorCode, EventKind, Origin};
-use spore_vmm::guest::Guest;
+use spore_types::{ErrorCode, EventKind};
 use spore_vmm::pool::Pool;
 
 use self::builds::Builds;
-use self::cgroup::{Groups, Share};
+use self::cgroup::Groups;
 use self::events::Events;
 use self::facts::FactsCache;
 use self::ledger::Ledger;
@@ -61,7 +61,7 @@ pub struct Engine {
     events: Arc<Events>,
     builds: Builds,
     metrics: Metrics,
-    facts: FactsCache,
+    facts: Arc<FactsCache>,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     draining: AtomicBool,
     execs: AtomicUsize,
@@ -93,22 +93,19 @@ impl Engine {
         });
         let pool = Pool::new(host.store().clone(), config.budget).map_err(Error::internal)?;
         let groups = Arc::new(Groups::find(Path::new("/sys/fs/cgroup")));
-        let placing = groups.clone();
-        pool.on_armed(Box::new(move |id, pid| {
-            if let Err(error) = placing.place(id, pid) {
-                tracing::warn!(%error, "a shell has no control group");
-            }
-        }));
+        let host = Arc::new(host);
+        let facts = Arc::new(FactsCache::default());
+        pool.on_armed(prepare::shells(host.clone(), groups.clone(), facts.clone()));
         let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
         let metrics = Metrics::default();
         let engine = Self {
             ledger: Ledger::new(memory.total().get().into(), &config.limits),
             builds: Builds::new(config.limits.builds),
-            host: Arc::new(host),
+            host,
             pool,
             events: Arc::default(),
             metrics,
-            facts: FactsCache::default(),
+            facts,
             sandboxes: Mutex::default(),
             draining: AtomicBool::new(false),
             execs: AtomicUsize::new(0),
@@ -119,19 +116,6 @@ impl Engine {
         };
         engine.adopt(found);
         Ok(engine)
-    }
-
-    /// A fork is ready: it is counted, and limited to its share. A VM without limits is no reason to have none; it is said in the log.
-    fn welcome(&self, guest: &Guest, origin: Origin, share: Share) {
-        self.metrics.observe(origin, guest.times());
-        let placed = match origin {
-            Origin::Shell => Ok(()),
-            // Placed on the path of the call; shells are what avoids that.
-            Origin::Fork | Origin::LiveFork => self.groups.place(guest.id(), guest.pid()),
-        };
-        if let Err(error) = placed.and_then(|()| self.groups.limit(guest.id(), share)) {
-            tracing::warn!(sandbox = guest.id(), %error, "it has no limits of its own");
-        }
     }
 
     /// What has happened.

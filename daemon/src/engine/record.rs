@@ -47,16 +47,18 @@ impl Record {
         std::fs::rename(&new, place(run))
     }
 
-    /// Reads that of a run directory.
+    /// Reads that of a run directory, if there is one.
     ///
     /// # Errors
     /// Why it cannot be used.
-    pub fn read(run: &Path) -> Result<Self, String> {
+    pub fn read(run: &Path) -> Result<Option<Self>, String> {
         use std::io::Read;
         let mut bytes = Vec::new();
-        std::fs::File::open(place(run))
-            .and_then(|file| file.take(MAX_RECORD).read_to_end(&mut bytes))
-            .map_err(|error| error.to_string())?;
+        match std::fs::File::open(place(run)).and_then(|file| file.take(MAX_RECORD).read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        }
         let record: Self = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
         if record.version != VERSION {
             return Err(format!(
@@ -64,7 +66,7 @@ impl Record {
                 record.version
             ));
         }
-        Ok(record)
+        Ok(Some(record))
     }
 }
 
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn a_record_that_is_damaged_or_of_another_version_is_refused() {
         let run = tempfile::tempdir().unwrap();
-        assert!(Record::read(run.path()).is_err());
+        assert!(Record::read(run.path()).unwrap().is_none());
         for wrong in ["", "{", r#"{"version":2}"#] {
             std::fs::write(run.path().join(FILE), wrong).unwrap();
             assert!(Record::read(run.path()).is_err(), "{wrong}");

@@ -7,7 +7,9 @@ use spore_snapshot::RunId;
 use spore_snapshot::store::{RunDir, Store};
 use spore_tests::sandbox::{LIMIT, Sandbox};
 use spore_tests::{left, role};
-use spore_vmm::guest::{AdoptError, Guest, adoptable, discard};
+use spore_vmm::clock::monotonic_ns;
+use spore_vmm::guest::{AdoptError, Guest, Template, adoptable, discard};
+use spore_vmm::machine::Identity;
 use spore_vmm::process::{Overlays, RecordError};
 
 use crate::image::{Copy, DISK_MB, FLOOR_MB, checkpoint_of, image};
@@ -69,6 +71,26 @@ pub fn interrupted(root: &Path) {
     // So that it stands there.
     std::thread::sleep(Duration::from_secs(1));
     println!("{}", guest.pid());
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Owns a shell that is to be kept when it is a guest, and a guest that was such a shell, until it is killed.
+pub fn armed(root: &Path) {
+    let store = Store::open(root).unwrap();
+    let (id, _) = store.list_checkpoints().unwrap().remove(0);
+    let mut template = Template::load(&store, &store.open_checkpoint(&id).unwrap()).unwrap();
+    let [shell, mut guest] = [(); 2].map(|()| template.arm(&store).unwrap()).map(|mut shell| {
+        shell.keep().unwrap();
+        shell
+    });
+    // Whoever made it keeps it, too.
+    guest.keep().unwrap();
+    let mut guest = Sandbox::new(guest.claim(Identity::default(), monotonic_ns()).unwrap());
+    assert!(guest.is_kept());
+    guest.put("/var/before", "kept");
+    println!("{} {} {} {}", shell.id(), shell.pid(), guest.id(), guest.pid());
     loop {
         std::thread::park();
     }
@@ -311,5 +333,35 @@ pub fn a_guest_that_was_let_go_of_is_adopted_and_has_one_owner_at_a_time() {
     let guest = Sandbox::fork(store, &image().checkpoint());
     let vm = guest.pid();
     guest.into_guest().release();
+    nothing_left(&copy, vm);
+}
+
+pub fn a_guest_that_was_kept_as_a_shell_outlives_its_owner_and_a_shell_does_not() {
+    let copy = image().copy();
+    let store = copy.store();
+    let mut owner = role::start("armed", store.root());
+    let line = owner.line();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [shell, shell_pid, guest, guest_pid] = words[..] else {
+        panic!("{line}");
+    };
+    let ([shell, id], [shell_pid, vm]) = (
+        [shell, guest].map(|id| id.parse::<RunId>().unwrap()),
+        [shell_pid, guest_pid].map(|pid| pid.parse::<u32>().unwrap()),
+    );
+    let error = Guest::adopt(store, &shell).err().unwrap();
+    assert!(matches!(error, AdoptError::Owned { .. }), "{error:?}");
+    drop(owner);
+    left::soon("the shell is gone", SOON, || !left::runs(shell_pid));
+    let error = Guest::adopt(store, &shell).err().unwrap();
+    assert!(matches!(error, AdoptError::Ended { .. }), "{error:?}");
+    assert!(!run_dir(&copy, &shell).exists());
+
+    let mut guest = Sandbox::new(Guest::adopt(store, &id).unwrap());
+    assert_eq!(
+        (guest.get("/var/before").unwrap(), guest.pid()),
+        (b"kept".to_vec(), vm)
+    );
+    drop(guest);
     nothing_left(&copy, vm);
 }

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("owner", death::owner as fn(&Path)),
         ("keeper", kept::keeper),
         ("interrupted", kept::interrupted),
+        ("armed", kept::armed),
         ("networked", network::networked),
         ("packaged", packages::packaged),
         ("internet", spore_tests::wire::internet),
@@ -108,7 +109,8 @@ fn main() -> ExitCode {
             what_an_owner_was_about_when_it_was_killed_is_done_or_undone,
             a_kept_vm_that_was_killed_while_nobody_owned_it_is_told_and_swept,
             whoever_cannot_show_that_it_is_the_vm_that_is_meant_is_refused,
-            a_guest_that_was_let_go_of_is_adopted_and_has_one_owner_at_a_time;
+            a_guest_that_was_let_go_of_is_adopted_and_has_one_owner_at_a_time,
+            a_guest_that_was_kept_as_a_shell_outlives_its_owner_and_a_shell_does_not;
         damage:
             a_damaged_checkpoint_is_refused_and_the_file_named,
     };

@@ -138,15 +138,6 @@ impl Guest {
     /// # Errors
     /// [`GuestError`]; it ends with its owner then, as before.
     pub fn keep(&mut self) -> Result<(), GuestError> {
-        self.keep_with(&[])
-    }
-
-    /// As [`Guest::keep`], and the process holds these descriptors, at most four, until the next owner asks for them with
-    /// [`Guest::take_descriptors`]: a lock that is to stay, for example.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn keep_with(&mut self, others: &[BorrowedFd<'_>]) -> Result<(), GuestError> {
         if self.kept {
             return Ok(());
         }
@@ -161,7 +152,7 @@ impl Guest {
             Record::of(self.pid(), token.clone())
                 .and_then(|record| record.write(&dir))
                 .map_err(host)?;
-            Ok(self.vm.keep(token, socket.as_fd(), self.run.lock(), others)?)
+            Ok(self.vm.keep(token, socket.as_fd(), self.run.lock())?)
         });
         match kept {
             Ok(()) => self.kept = true,
@@ -170,6 +161,18 @@ impl Guest {
         kept
     }
 
+    /// As [`Guest::keep`], and the process holds these descriptors, at most four, until the next owner asks for them with
+    /// [`Guest::take_descriptors`]: a lock that is to stay, for example.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn keep_with(&mut self, others: &[BorrowedFd<'_>]) -> Result<(), GuestError> {
+        self.keep()?;
+        match others {
+            [] => Ok(()),
+            others => Ok(self.vm.hold(others)?),
+        }
+    }
     /// The descriptors that the last owner kept it with, once, for a guest that was adopted.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.left)

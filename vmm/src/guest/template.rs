@@ -216,6 +216,14 @@ impl Shell {
         Ok(guest)
     }
 
+    /// Its guest will be [kept](Guest::keep): from when it is ready it outlives its owner. The shell does not.
+    ///
+    /// # Errors
+    /// [`GuestError`]; the shell is as good as before.
+    pub fn keep(&mut self) -> Result<(), GuestError> {
+        self.guest.keep()
+    }
+
     /// The id its guest will have.
     pub fn id(&self) -> &str {
         self.guest.id()

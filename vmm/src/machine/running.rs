@@ -22,6 +22,8 @@ pub struct Running {
     io: JoinHandle<IoLoop>,
     stop_io: Arc<EventFd>,
     clock_ns: Option<u64>,
+    /// Whether its vCPUs were let go.
+    released: bool,
     shared: Shared,
 }
 
@@ -45,6 +47,7 @@ impl Machine {
             io,
             stop_io,
             clock_ns: self.clock_ns,
+            released: false,
             shared: self.shared,
         };
         for vcpu in self.vcpus {
@@ -119,7 +122,13 @@ impl Running {
         // Before: once it is open, whoever waits for a processor may wait for the guest.
         let released = monotonic_ns();
         self.shared.gate.open();
+        self.released = true;
         Ok(released)
+    }
+
+    /// Whether it waits to be released.
+    pub fn is_parked(&self) -> bool {
+        !self.released
     }
 
     /// Stops all threads and waits for them: nothing of the machine runs afterwards, every exit has

@@ -23,7 +23,7 @@ use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Store;
 
 use crate::clock::monotonic_ns;
-use crate::guest::{Guest, GuestError, Shell, Someone, Template};
+use crate::guest::{Guest, GuestError, Shell, Someone, Template, Unarmed};
 use entry::Entry;
 use reaper::Reaper;
 
@@ -75,8 +75,8 @@ pub struct PoolStats {
     pub shells: usize,
 }
 
-/// What is to be done with a shell when it was made: it is given its id and its process.
-pub type OnArmed = Box<dyn Fn(&str, u32) + Send + Sync>;
+/// What is to be done with a shell of a checkpoint when it was made.
+pub type OnArmed = Box<dyn Fn(&CheckpointId, &mut Shell) + Send + Sync>;
 
 /// Templates and shells kept ready.
 pub struct Pool {
@@ -113,6 +113,43 @@ struct Inner {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a shell, and does with it what is to be done with every one.
+    fn arm(&self, id: &CheckpointId, unarmed: Unarmed) -> Result<Shell, GuestError> {
+        let mut shell = unarmed.arm()?;
+        if let Some(then) = self.on_armed.get() {
+            then(id, &mut shell);
+        }
+        Ok(shell)
+    }
+
+    /// Puts a shell to those of its template; ends it if there is no room for it any more: others make shells too.
+    fn keep(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>, shell: Shell) {
+        let mut inner = self.lock();
+        let room = inner.has_room(id, template, self.budget);
+        match inner.entries.get_mut(id) {
+            Some(entry) if room => entry.shells.push_back(shell),
+            _ => {
+                drop(inner);
+                self.reaper.shell(shell);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Whether another shell of this template may be kept.
+    fn has_room(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>, budget: Budget) -> bool {
+        let entry = self.entries.get(id).filter(|entry| entry.is_of(template));
+        !self.frugal
+            && entry.is_some_and(|entry| entry.shells.len() < budget.shells_per_template)
+            && self.shells() < budget.shells
+    }
+
+    /// Shells of all templates.
+    fn shells(&self) -> usize {
+        self.entries.values().map(|entry| entry.shells.len()).sum()
     }
 }
 
@@ -297,28 +334,16 @@ impl Pool {
             self.destroy(forked.guest);
         }
         loop {
-            let have = {
+            {
                 let inner = self.shared.lock();
-                let all: usize = inner.entries.values().map(|entry| entry.shells.len()).sum();
                 let have = inner.entries.get(id).map_or(0, |entry| entry.shells.len());
-                if have >= shells.min(self.shared.budget.shells_per_template)
-                    || all >= self.shared.budget.shells
-                {
-                    return Ok(have);
-                }
-                have
-            };
-            let shell = lock(&template).split_off(&self.shared.store)?.arm()?;
-            let mut inner = self.shared.lock();
-            match inner.entries.get_mut(id) {
-                Some(entry) if entry.is_of(&template) => entry.shells.push_back(shell),
-                // It was dropped meanwhile.
-                _ => {
-                    drop(inner);
-                    self.shared.reaper.shell(shell);
+                if have >= shells || !inner.has_room(id, &template, self.shared.budget) {
                     return Ok(have);
                 }
             }
+            let unarmed = lock(&template).split_off(&self.shared.store)?;
+            let shell = self.shared.arm(id, unarmed)?;
+            self.shared.keep(id, &template, shell);
         }
     }
 
@@ -349,7 +374,7 @@ impl Pool {
                 .values()
                 .filter(|entry| entry.template.is_some())
                 .count(),
-            shells: inner.entries.values().map(|entry| entry.shells.len()).sum(),
+            shells: inner.shells(),
         }
     }
 

@@ -44,17 +44,18 @@ pub(super) fn run(shared: &Shared) {
         };
         drop(inner);
         let made = make(shared, &id, &mut template);
-        inner = shared.lock();
-        match (made, inner.entries.get_mut(&id)) {
-            (Ok(shell), Some(entry)) if entry.is_of(&template) => entry.shells.push_back(shell),
-            (Ok(shell), _) => {
-                drop(inner);
-                shared.reaper.shell(shell);
+        match made {
+            Ok(shell) => {
+                shared.keep(&id, &template, shell);
                 inner = shared.lock();
             }
-            (Err(error), entry) => {
+            Err(error) => {
                 tracing::warn!(%error, checkpoint = %id, "no shell could be made");
-                if let Some(entry) = entry {
+                inner = shared.lock();
+                // One that was loaded meanwhile may be tried at once.
+                if let Some(entry) = inner.entries.get_mut(&id)
+                    && entry.is_of(&template)
+                {
                     entry.rests_until = Some(Instant::now() + LOOK);
                 }
             }
@@ -76,11 +77,7 @@ fn make(
         }
         split => split?,
     };
-    let shell = unarmed.arm()?;
-    if let Some(then) = shared.on_armed.get() {
-        then(shell.id(), shell.pid());
-    }
-    Ok(shell)
+    shared.arm(id, unarmed)
 }
 
 impl Inner {
@@ -100,8 +97,7 @@ impl Inner {
     /// The most recently used template that may have another shell.
     fn short_of_shells(&self, shared: &Shared) -> Option<(CheckpointId, Arc<Mutex<Template>>)> {
         let budget = shared.budget;
-        let all: usize = self.entries.values().map(|entry| entry.shells.len()).sum();
-        if all >= budget.shells {
+        if self.shells() >= budget.shells {
             return None;
         }
         self.entries

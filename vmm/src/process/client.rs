@@ -12,19 +12,18 @@ use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_passcred;
 
 use super::files;
-use super::keep::Token;
 use super::message::{
-    ArmSpec, BootSpec, FailureKind, Greeting, Hello, LoadSpec, Reply, Request, SaveSpec, Saved, Split,
-    SplitSpec, VmStats, WakeSpec, Welcome, Woke,
+    ArmSpec, BootSpec, FailureKind, LoadSpec, Reply, Request, SaveSpec, Saved, Split, SplitSpec, VmStats,
+    WakeSpec, Woke,
 };
 use spore_snapshot::checkpoint::{MEMORY_FILE, STATE_FILE};
 
 use super::born::born;
-use super::error::{Refused, VmError};
+use super::error::VmError;
 use super::files::Overlays;
 use super::owned::{Killer, Process};
 use super::program::{program, user};
-use super::wire::{Descriptors, receive, send, send_with};
+use super::wire::{receive, send, send_with};
 use crate::clock::Trace;
 use crate::confine::Confinement;
 use crate::console;
@@ -33,8 +32,6 @@ use crate::wake_set::WakeSet;
 
 /// How long a VM process may take to answer a request that does no bulk work.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
-/// How long a process may take to what its last owner asked for, before it takes a new one.
-const MEET: Duration = Duration::from_secs(10);
 /// How long a save may take: up to 16 GiB to a slow disk.
 const SAVE: Duration = Duration::from_secs(1800);
 
@@ -46,10 +43,10 @@ pub(crate) const CONSOLE_LINES: usize = 12;
 
 /// A VM process. Dropping the handle ends the process and waits for it.
 pub struct VmHandle {
-    process: Process,
-    control: UnixStream,
-    console: PathBuf,
-    vsock: PathBuf,
+    pub(super) process: Process,
+    pub(super) control: UnixStream,
+    pub(super) console: PathBuf,
+    pub(super) vsock: PathBuf,
 }
 
 impl Drop for VmHandle {
@@ -109,70 +106,6 @@ impl VmHandle {
             console: console.to_owned(),
             vsock: vsock.to_owned(),
         })
-    }
-
-    /// Lets the process outlive its owner: it listens on `socket`, which is bound, for who knows the token, and holds
-    /// the run directory's `lock`.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub(crate) fn keep(
-        &mut self,
-        token: Token,
-        socket: BorrowedFd<'_>,
-        lock: BorrowedFd<'_>,
-        others: &[BorrowedFd<'_>],
-    ) -> Result<(), VmError> {
-        let descriptors = [&[socket, lock], others].concat();
-        self.done_with(&Request::Keep(token), &descriptors, ANSWER)
-    }
-
-    /// Lets go of a process, which lives on if it is kept.
-    pub(crate) fn release(mut self) {
-        self.process.release();
-    }
-
-    /// Becomes the owner of a process that outlived its last one. Its run directory's lock comes with it.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub(crate) fn adopt(
-        process: Process,
-        control: UnixStream,
-        token: Token,
-        console: &Path,
-        vsock: &Path,
-    ) -> Result<(Self, Welcome, Descriptors), Refused> {
-        // Nothing happens to the process if this comes to nothing.
-        let mut vm = Self {
-            process,
-            control,
-            console: console.to_owned(),
-            vsock: vsock.to_owned(),
-        };
-        match vm.meet(token) {
-            Ok((welcome, came)) => Ok((vm, welcome, came)),
-            Err(refused) => {
-                vm.release();
-                Err(refused)
-            }
-        }
-    }
-
-    fn meet(&mut self, token: Token) -> Result<(Welcome, Descriptors), Refused> {
-        let talk = || {
-            self.control.set_read_timeout(Some(MEET))?;
-            send(&self.control, &Hello { token })?;
-            receive::<Greeting>(&self.control)
-        };
-        match talk() {
-            Ok(Some((Greeting::Welcome(welcome), came))) => Ok((welcome, came)),
-            Ok(Some((Greeting::Owned, _))) => Err(Refused::Owned),
-            Ok(Some((Greeting::WrongToken, _))) => Err(Refused::WrongToken),
-            Ok(None) => Err(self.lost(io::ErrorKind::UnexpectedEof.into()).into()),
-            Err(error) if is_timeout(&error) => Err(Refused::Busy(MEET)),
-            Err(error) => Err(self.lost(error).into()),
-        }
     }
 
     /// The process id.
@@ -514,7 +447,7 @@ impl VmHandle {
         self.done_with(request, &[], ANSWER)
     }
 
-    fn done_with(
+    pub(super) fn done_with(
         &mut self,
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
@@ -570,7 +503,7 @@ impl VmHandle {
     }
 
     /// What a broken control stream means: usually that the process is gone.
-    fn lost(&mut self, error: io::Error) -> VmError {
+    pub(super) fn lost(&mut self, error: io::Error) -> VmError {
         // The stream closes a moment before the process can be waited for.
         let deadline = Instant::now() + Duration::from_secs(2);
         while Instant::now() < deadline {
@@ -590,7 +523,7 @@ fn millis(limit: Duration) -> u64 {
     u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(super) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 

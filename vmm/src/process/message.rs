@@ -69,8 +69,11 @@ pub enum Request {
     /// Sizes and times.
     Stats,
     /// Outlive the owner: listen for the next one on the socket that comes along, bound, and hold the lock that comes
-    /// after it. Whoever knows the token is the next.
+    /// after it. Whoever knows the token is the next. With a machine that is armed: from when the owner has been told
+    /// that it woke.
     Keep(Token),
+    /// Hold what comes along for the next owner, instead of what was held before, in a process that is kept.
+    Hold,
     /// Answered with [`Reply::Done`].
     Ping,
     /// How the process is confined. Answered with [`Reply::Confined`].
@@ -283,6 +286,13 @@ pub struct Woke {
     pub why: String,
     /// The steps before.
     pub trace: Trace,
+}
+
+impl Woke {
+    /// Whether it is who it should be.
+    pub fn is_ready(&self) -> bool {
+        self.ready_ns.is_some() && self.failed.is_none()
+    }
 }
 
 /// Why a request failed.

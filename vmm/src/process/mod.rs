@@ -13,6 +13,7 @@ mod files;
 mod fork;
 pub(crate) mod keep;
 pub mod message;
+mod outlive;
 mod owned;
 mod program;
 pub mod server;

@@ -21,6 +21,10 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
         left::vms_using(&run).pop().unwrap()
     };
     let lost = vm_of(&second["id"]);
+    // What it has ready for the next is no sandbox: it is gone with it, and nobody is told.
+    left::soon("a shell is ready", SOON, || {
+        daemon.http.call("GET /v1/host").expect(200)["shells"] == 1
+    });
     daemon.kill();
     assert!(left::runs(vm_of(&first["id"])), "it runs without a daemon");
     left::kill(lost);
@@ -64,6 +68,11 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
         .json(&format!("POST {here}/fork"), &json!({}))
         .expect(201);
     assert_eq!(daemon.sh(&forked["sandboxes"][0], "cat /run/word"), "mine");
+    let next = std::iter::from_fn(|| events.next_data()).find(|event| {
+        let kind = event["type"].as_str().unwrap();
+        ["sandboxLost", "sandboxCreated"].contains(&kind)
+    });
+    assert_eq!(next.unwrap()["sandbox"], forked["sandboxes"][0]["id"]);
     daemon
         .http
         .json(&format!("POST {here}/checkpoints"), &json!({"name": "c"}))

@@ -73,6 +73,7 @@ pub fn tests() -> Vec<Test> {
             a_shell_is_a_hit_and_its_place_is_filled_again,
             the_budget_holds_and_the_least_recently_used_goes,
             who_comes_at_once_shares_one_template,
+            who_warms_at_once_makes_no_shell_too_many,
             a_deleted_checkpoint_is_forgotten,
             a_checkpoint_that_was_touched_is_looked_at_again,
             a_template_that_dies_is_loaded_again,

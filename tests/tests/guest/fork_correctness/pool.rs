@@ -158,6 +158,44 @@ pub fn who_comes_at_once_shares_one_template() {
     close(pool, &copy);
 }
 
+pub fn who_warms_at_once_makes_no_shell_too_many() {
+    const AT_ONCE: usize = 6;
+    let copy = image().copy();
+    let id = image().checkpoint();
+    let budget = Budget {
+        shells_per_template: 2,
+        ..Budget::default()
+    };
+    let pool = pool(&copy, budget);
+    let all = Barrier::new(AT_ONCE);
+    // Beside them the pool makes its own.
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                all.wait();
+                assert_eq!(pool.warm(&id, 99).unwrap(), 2);
+            });
+        }
+    });
+    assert_eq!(pool.stats().shells, 2);
+    // Whoever is frugal keeps none, nor what was being made.
+    std::thread::scope(|scope| {
+        let warming = scope.spawn(|| pool.warm(&id, 2).unwrap());
+        pool.set_frugal(true);
+        warming.join().unwrap();
+    });
+    assert_eq!(pool.warm(&id, 2).unwrap(), 0);
+    assert_eq!(pool.stats().shells, 0);
+    pool.set_frugal(false);
+    filled(&pool, 2);
+    pool.settle();
+    left::soon_nothing(SOON, || {
+        let vms = left::vms_using(copy.store().root());
+        Vec::from_iter(vms.into_iter().skip(1 + 2))
+    });
+    close(pool, &copy);
+}
+
 pub fn a_deleted_checkpoint_is_forgotten() {
     let copy = image().copy();
     let (store, id) = (copy.store(), image().checkpoint());

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use super::{Server, failure};
+use super::{Server, Vm, failure};
 use crate::process::keep::Token;
 use crate::process::message::{Failure, FailureKind, Greeting, Hello, Reply, Welcome};
 use crate::process::wire::{Descriptors, receive, send, send_with};
@@ -25,6 +25,8 @@ pub(super) struct Kept {
     lock: OwnedFd,
     /// What else the owner wants to have again, or at least to be open: its next one is given it.
     others: Vec<OwnedFd>,
+    /// Whether it outlives its owner now. One that waits to be woken is nobody's sandbox yet.
+    awake: bool,
 }
 
 impl Server {
@@ -38,16 +40,36 @@ impl Server {
             listener: UnixListener::from(socket),
             token,
             lock,
-            others: came.rest(),
+            others: Vec::new(),
+            awake: !matches!(&self.vm, Vm::Running(running) if running.is_parked()),
         });
         Ok(Reply::Done)
+    }
+
+    pub(super) fn hold(&mut self, came: Descriptors) -> Result<Reply, Failure> {
+        let kept = self.kept.as_mut();
+        let kept = kept.ok_or_else(|| failure(FailureKind::Conflict, "this process is not kept"))?;
+        kept.others = came.rest();
+        Ok(Reply::Done)
+    }
+
+    /// The owner has been told that the machine is awake and who it should be.
+    pub(super) fn has_woken(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.awake = true;
+        }
+    }
+
+    /// Whether the process outlives its owner as things are.
+    pub(super) fn outlives_owner(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.awake)
     }
 
     /// The owner is gone. Says whether to go on.
     pub(super) fn owner_left(&mut self) -> bool {
         self.control = None;
         self.tell_end = false;
-        if self.kept.is_none() {
+        if !self.outlives_owner() {
             return false;
         }
         tracing::info!("the owner is gone");

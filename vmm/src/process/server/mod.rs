@@ -137,7 +137,7 @@ impl Server {
             Some(control) => send(control, reply),
             None => Ok(()),
         }
-        .or_else(|error| if self.kept.is_some() { Ok(()) } else { Err(error) })
+        .or_else(|error| if self.outlives_owner() { Ok(()) } else { Err(error) })
     }
 
     /// Hears a request and answers it; false when there will be no more.
@@ -159,6 +159,11 @@ impl Server {
         };
         if let Some(reply) = reply {
             self.tell(&reply)?;
+            if let Reply::Woke(woke) = &reply
+                && woke.is_ready()
+            {
+                self.has_woken();
+            }
         }
         Ok(true)
     }
@@ -228,6 +233,7 @@ impl Server {
             Request::GrowDisk(bytes) => self.grow_disk(bytes),
             Request::Stats => self.stats(),
             Request::Keep(token) => self.keep(token, came),
+            Request::Hold => self.hold(came),
             Request::Ping => Ok(Reply::Done),
             Request::Confinement => Ok(Reply::Confined(Box::new(self.confinement.clone()))),
             // Handled by the caller.
