@@ -168,7 +168,8 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
     let keeper = Keeper::start(engine.clone()).map_err(io("starting a thread"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(CONNECTIONS)
+        // One for each connection's work, and one for what a call in place keeps a thread of the runtime from.
+        .max_blocking_threads(CONNECTIONS + http::MOST_IN_PLACE)
         .build()
         .map_err(io("starting threads"))?;
     let served = runtime.block_on(accept(listener, engine.clone(), ready));

@@ -54,13 +54,15 @@ impl Target {
         spore_vmm::kvm::open().map_err(BuildError::from)?;
         let own = wanted.image.is_none();
         let image = match wanted.image {
-            Some(name) => host.store().find_image(name)?,
+            Some(name) => host.store().find_record(name)?,
             None => {
                 let manifest = manifest(wanted.memory_mb.unwrap_or(FLOOR_MB))?;
-                spore_builder::build(host, &manifest, &Options::offline(), &mut BuildProgress::new())?.image
+                spore_builder::build(host, &manifest, &Options::offline(), &mut BuildProgress::new())?
+                    .image
+                    .record
             }
         };
-        let floors = image.record.checkpoints.iter().map(|known| known.floor_mb);
+        let floors = image.checkpoints.iter().map(|known| known.floor_mb);
         let memory_mb = match (wanted.memory_mb, own) {
             (Some(memory_mb), _) => memory_mb,
             (None, true) => FLOOR_MB,

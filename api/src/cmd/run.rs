@@ -35,7 +35,7 @@ pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
 
 fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     let host = host(global)?;
-    let image = host.store().find_image(&args.image)?;
+    let image = host.store().find_record(&args.image)?;
     spore_vmm::kvm::open().map_err(spore_builder::BuildError::from)?;
     let checkpoint = spore_builder::build::checkpoint_for(
         &host,

@@ -1,7 +1,7 @@
 //! Which checkpoint of an image is forked.
 
 use spore_snapshot::CheckpointId;
-use spore_snapshot::store::Image;
+use spore_snapshot::store::ImageRecord;
 
 use super::{Variant, variant};
 use crate::error::BuildError;
@@ -13,9 +13,9 @@ const DEFAULT_FLOOR_MB: u32 = 1024;
 
 /// The checkpoint of an image to fork: with so many vCPUs (`None`: any), the largest floor that is not above what is
 /// asked, else the smallest.
-fn choose(image: &Image, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointId> {
+fn choose(image: &ImageRecord, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointId> {
     let fitting = || {
-        let all = image.record.checkpoints.iter();
+        let all = image.checkpoints.iter();
         all.filter(|checkpoint| cpus.is_none_or(|cpus| checkpoint.vcpus == cpus))
     };
     let below = fitting().filter(|checkpoint| checkpoint.floor_mb <= asked_mb);
@@ -33,7 +33,7 @@ fn choose(image: &Image, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointI
 /// As [`build`](super::build), when it is booted.
 pub fn checkpoint_for(
     host: &Host,
-    image: &Image,
+    image: &ImageRecord,
     asked_mb: u32,
     cpus: Option<u8>,
     observer: &mut dyn Observer,
@@ -41,7 +41,7 @@ pub fn checkpoint_for(
     if let Some(checkpoint) = choose(image, asked_mb, cpus.map(u32::from)) {
         return Ok(checkpoint);
     }
-    let all = image.record.checkpoints.iter();
+    let all = image.checkpoints.iter();
     let wanted = Variant {
         floor_mb: all
             .map(|checkpoint| checkpoint.floor_mb)
@@ -58,31 +58,28 @@ mod tests {
 
     use super::*;
     use spore_snapshot::Digest;
-    use spore_snapshot::store::{ImageCheckpoint, ImageRecord};
+    use spore_snapshot::store::ImageCheckpoint;
 
-    fn image(checkpoints: &[(u32, u32, char)]) -> Image {
-        Image {
-            record: ImageRecord {
-                id: "01234567".parse().unwrap(),
-                content_hash: String::new(),
-                base_digest: Digest::of(b"base"),
-                disk_layers: Vec::new(),
-                checkpoints: checkpoints
-                    .iter()
-                    .map(|(floor_mb, vcpus, digit)| ImageCheckpoint {
-                        floor_mb: *floor_mb,
-                        vcpus: *vcpus,
-                        kernel: Digest::of(b"kernel"),
-                        id: digit.to_string().repeat(32).parse().unwrap(),
-                    })
-                    .collect(),
-                created_unix_seconds: 0,
-                size_bytes: 0,
-                builder_memory_mb: 512,
-                disk_mb: None,
-                annotations: BTreeMap::new(),
-            },
-            names: Vec::new(),
+    fn image(checkpoints: &[(u32, u32, char)]) -> ImageRecord {
+        ImageRecord {
+            id: "01234567".parse().unwrap(),
+            content_hash: String::new(),
+            base_digest: Digest::of(b"base"),
+            disk_layers: Vec::new(),
+            checkpoints: checkpoints
+                .iter()
+                .map(|(floor_mb, vcpus, digit)| ImageCheckpoint {
+                    floor_mb: *floor_mb,
+                    vcpus: *vcpus,
+                    kernel: Digest::of(b"kernel"),
+                    id: digit.to_string().repeat(32).parse().unwrap(),
+                })
+                .collect(),
+            created_unix_seconds: 0,
+            size_bytes: 0,
+            builder_memory_mb: 512,
+            disk_mb: None,
+            annotations: BTreeMap::new(),
         }
     }
 

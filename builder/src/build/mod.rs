@@ -221,27 +221,27 @@ fn usable(host: &Host, image: &Image) -> bool {
 /// As [`build`].
 pub fn variant(
     host: &Host,
-    image: &Image,
+    image: &ImageRecord,
     variant: Variant,
     observer: &mut dyn Observer,
 ) -> Result<CheckpointId, BuildError> {
-    let id = &image.record.id;
+    let id = &image.id;
     let kernel = host.kernel_digest()?;
     let _only_one = BuildLock::take(host, id, observer)?;
     if let Some(checkpoint) = find(host, id, variant, &kernel)? {
         return Ok(checkpoint);
     }
     let _hold = host.store().hold()?;
-    let content = image.record.content_hash.parse().map_err(BuildError::internal)?;
+    let content = image.content_hash.parse().map_err(BuildError::internal)?;
     let phase = Finalize {
         host,
         kernel,
         kind: CheckpointKind::Image,
         annotations: finalize::of_content(&content),
-        disk: image.record.disk_mb.map(MiB::new),
+        disk: image.disk_mb.map(MiB::new),
         cancel: &Cancel::default(),
     };
-    let checkpoint = phase.run(&image.record.disk_layers, variant, observer)?;
+    let checkpoint = phase.run(&image.disk_layers, variant, observer)?;
     host.store().update_image(id, |record| {
         put(record, entry(variant, kernel, checkpoint));
     })?;

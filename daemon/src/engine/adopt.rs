@@ -115,7 +115,7 @@ impl Engine {
 
     /// Makes a sandbox outlive the daemon. One that cannot ends with it, as it says in the log.
     pub(super) fn keep(&self, sandbox: &Sandbox) {
-        if let Err(error) = Record::of(sandbox).write(sandbox.run()) {
+        if let Err(error) = Record::of(sandbox).write_first(sandbox.run()) {
             tracing::warn!(sandbox = sandbox.id(), %error, "it cannot be written down and will end with this daemon");
             return;
         }

@@ -195,8 +195,8 @@ impl Engine {
 
     fn checkpoint_of_image(&self, name: &str, request: &CreateSandbox) -> Result<(CheckpointId, String)> {
         let store = self.host.store();
-        let image = store.find_image(name)?;
-        let id = image.record.id.as_str().to_owned();
+        let image = store.find_record(name)?;
+        let id = image.id.as_str().to_owned();
         let vcpus = request.cpus.unwrap_or(1);
         if !(1..=16).contains(&vcpus) {
             return Err(Error::invalid(format!("cpus {vcpus}: it must be 1 to 16")));

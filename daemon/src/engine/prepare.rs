@@ -13,10 +13,10 @@ use spore_vmm::pool::OnArmed;
 use super::Engine;
 use super::cgroup::{Groups, Share};
 use super::facts::FactsCache;
+use super::record::Record;
 use crate::error::Error;
 
-/// What is done with every shell: it is limited to what its checkpoint has, and kept. If it can't be kept now that is
-/// tried again when it is claimed.
+/// What is done with every shell: it is limited to what its checkpoint has, its record is made, and it is kept.
 pub(super) fn shells(host: Arc<Host>, groups: Arc<Groups>, facts: Arc<FactsCache>) -> OnArmed {
     Box::new(move |checkpoint, shell| {
         let limited = facts.of(host.store(), checkpoint).and_then(|facts| {
@@ -29,8 +29,12 @@ pub(super) fn shells(host: Arc<Host>, groups: Arc<Groups>, facts: Arc<FactsCache
         if let Err(error) = limited {
             tracing::warn!(%error, "a shell has no limits of its own");
         }
+        // Either can be made up for when it is claimed, for a little more time.
+        if let Err(error) = Record::of_nobody(shell.run_dir()) {
+            tracing::info!(%error, "a shell has no record yet");
+        }
         if let Err(error) = shell.keep() {
-            tracing::warn!(%error, "a shell will be kept when it is claimed");
+            tracing::info!(%error, "a shell is not kept yet");
         }
     })
 }

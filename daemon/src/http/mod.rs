@@ -13,6 +13,7 @@ mod sandboxes;
 mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
@@ -55,6 +56,39 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::internal(error)),
+    }
+}
+
+/// Calls that are answered where they were read.
+static IN_PLACE: AtomicUsize = AtomicUsize::new(0);
+/// The most of them at once. Each takes a thread from the runtime, which makes another.
+pub(crate) const MOST_IN_PLACE: usize = 4;
+
+/// One of them.
+struct InPlace;
+
+impl InPlace {
+    /// If there may be another.
+    fn begin() -> Option<Self> {
+        let place = Self;
+        (IN_PLACE.fetch_add(1, Ordering::Relaxed) < MOST_IN_PLACE).then_some(place)
+    }
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        IN_PLACE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// As [`blocking`], for work that takes milliseconds, which waking two threads would add to: in this thread, unless
+/// many do so.
+async fn promptly<T: Send + 'static>(
+    work: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
+) -> crate::error::Result<T> {
+    match InPlace::begin() {
+        Some(_place) => tokio::task::block_in_place(work),
+        None => blocking(work).await,
     }
 }
 

@@ -14,7 +14,7 @@ use spore_types::{
 use utoipa::IntoParams;
 
 use super::extract::{Body, Path, Query, switch};
-use super::{Shared, blocking};
+use super::{Shared, blocking, promptly};
 use crate::engine::create::Admitted;
 use crate::error::{Error, Result};
 use crate::time::micros;
@@ -46,7 +46,12 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
     let slot = engine.clone();
     let _slot = if command { Some(slot.exec_slot()?) } else { None };
     let making = engine.clone();
-    let made = blocking(move || making.create(&request)).await?;
+    let making = move || making.create(&request);
+    // A command may take as long as it likes, and so may many.
+    let made = match command || many {
+        true => blocking(making).await?,
+        false => promptly(making).await?,
+    };
     // From here on nothing waits: who hangs up before gets nothing, and nothing is left.
     let mut forked = shown(engine.admit(made, partial)?, None);
     if command {

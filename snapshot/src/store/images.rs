@@ -119,31 +119,47 @@ impl Store {
     /// # Errors
     /// When there is none, it could be several, or its record can't be read.
     pub fn find_image(&self, text: &str) -> Result<Image, StoreError> {
-        let ids = self.image_ids()?;
-        let names = self.names()?;
-        let by_name = || text.parse().ok().and_then(|name: ImageName| names.get(&name));
-        let id = match ids.iter().find(|id| id.as_str() == text).or_else(by_name) {
-            Some(id) => id.clone(),
-            None => {
-                let fits = |id: &&ImageId| text.len() >= MIN_PREFIX && id.as_str().starts_with(text);
-                let mut matches = ids.iter().filter(fits);
-                match (matches.next(), matches.next()) {
-                    (Some(id), None) => id.clone(),
-                    (None, _) => return Err(StoreError::not_found("image", text)),
-                    _ => {
-                        let matches = ids.iter().filter(fits).map(ToString::to_string).collect();
-                        return Err(StoreError::Ambiguous {
-                            text: text.to_owned(),
-                            matches,
-                        });
-                    }
-                }
+        let record = self.find_record(text)?;
+        let names = names_of(&self.names()?, &record.id);
+        Ok(Image { record, names })
+    }
+
+    /// As [`Store::find_image`], without the names that mean it: that reads one record, however many images there are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_record(&self, text: &str) -> Result<ImageRecord, StoreError> {
+        if let Ok(id) = text.parse::<ImageId>() {
+            match self.read_image(&id) {
+                Err(StoreError::NotFound { .. }) => {}
+                found => return found,
             }
+        }
+        let named = match text.parse::<ImageName>() {
+            Ok(name) => self.named(&name)?,
+            Err(_) => None,
         };
-        Ok(Image {
-            record: self.read_image(&id)?,
-            names: names_of(&names, &id),
-        })
+        match named {
+            Some(id) => self.read_image(&id),
+            None => self.read_image(&self.id_that_begins(text)?),
+        }
+    }
+
+    /// The id of which these are the first digits.
+    fn id_that_begins(&self, text: &str) -> Result<ImageId, StoreError> {
+        let mut matches = match text.len() >= MIN_PREFIX {
+            true => self.image_ids()?,
+            false => Vec::new(),
+        };
+        matches.retain(|id| id.as_str().starts_with(text));
+        match (matches.pop(), matches.is_empty()) {
+            (Some(id), true) => Ok(id),
+            (None, _) => Err(StoreError::not_found("image", text)),
+            (Some(last), false) => Err(StoreError::Ambiguous {
+                text: text.to_owned(),
+                matches: matches.iter().chain([&last]).map(ToString::to_string).collect(),
+            }),
+        }
     }
 
     /// All images, the newest first.
@@ -217,16 +233,22 @@ impl Store {
     fn names(&self) -> Result<BTreeMap<ImageName, ImageId>, StoreError> {
         let mut names = BTreeMap::new();
         for name in super::layers::names::<ImageName>(&self.images_dir().join("names"))? {
-            let path = self.name_path(&name);
-            let text = match read_small(&path, 64) {
-                Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StoreError::io("read", &path)(error)),
-            };
-            let id: ImageId = text.parse().map_err(|error| bad_record(&path, error))?;
-            names.insert(name, id);
+            if let Some(id) = self.named(&name)? {
+                names.insert(name, id);
+            }
         }
         Ok(names)
+    }
+
+    /// What a name means.
+    fn named(&self, name: &ImageName) -> Result<Option<ImageId>, StoreError> {
+        let path = self.name_path(name);
+        let text = match read_small(&path, 64) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("read", &path)(error)),
+        };
+        text.parse().map(Some).map_err(|error| bad_record(&path, error))
     }
 
     fn read_image(&self, id: &ImageId) -> Result<ImageRecord, StoreError> {

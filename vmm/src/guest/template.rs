@@ -224,6 +224,11 @@ impl Shell {
         self.guest.keep()
     }
 
+    /// The directory of its files, which its guest will have.
+    pub fn run_dir(&self) -> &Path {
+        self.guest.run.path()
+    }
+
     /// The id its guest will have.
     pub fn id(&self) -> &str {
         self.guest.id()

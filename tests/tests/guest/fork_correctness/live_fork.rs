@@ -298,7 +298,7 @@ pub fn two_processors_run_on_in_parent_and_forks() {
         vcpus: 2,
     };
     let made = &image().builds[0].image;
-    let id = variant(&copy.host, made, two, &mut On(|_: BuildEvent<'_>| {})).unwrap();
+    let id = variant(&copy.host, &made.record, two, &mut On(|_: BuildEvent<'_>| {})).unwrap();
     let mut parent = Sandbox::fork(store, &id);
     assert_eq!(parent.sh("nproc"), "2");
     let spin = "setsid taskset 1 sh -c 'while :; do echo x >/run/cpu-0; i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); done; done' & \

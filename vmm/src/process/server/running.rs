@@ -95,6 +95,7 @@ impl Server {
         trace.mark("mailbox written");
         let released_ns = running.release().map_err(from_machine)?;
         let report = running.await_ready(Duration::from_millis(spec.limit_ms));
+        trace.mark("READY heard");
         let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
         Ok(Reply::Woke(Woke {
             released_ns,
