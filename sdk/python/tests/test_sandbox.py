@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,9 @@ from halves import Api
 
 import spore
 from spore import Image
+from spore._core.call import Call
+from spore._core.calls import MadeSeveral
+from spore._sync_wire import Wire
 
 pytestmark = pytest.mark.anyio
 
@@ -248,3 +255,57 @@ async def test_another_client_can_be_given(api: Api, daemon: Fake, monkeypatch: 
         assert (await sandbox.exec("true")).ok
         found: Any = await api.Sandbox.list(client=client)
         assert [one.id for one in found] == [sandbox.id]
+
+
+async def test_what_a_cancelled_task_was_making_is_taken_back(daemon: Fake) -> None:
+    client = spore.AsyncClient()
+    parent = await spore.AsyncSandbox.create("tools", client=client)
+    daemon.requests.clear()
+
+    def heard() -> None:
+        while daemon.faults:
+            time.sleep(0.01)
+
+    for make in (
+        spore.AsyncSandbox.create("tools", client=client),
+        spore.AsyncSandbox.create_many(2, "tools", client=client),
+        parent.fork(2),
+    ):
+        daemon.faults.append("hang")
+        making = asyncio.create_task(make)
+        await asyncio.to_thread(heard)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        (undoing,) = (thread for thread in threading.enumerate() if thread.name == "spore-undo")
+        await asyncio.to_thread(undoing.join)
+        assert list(daemon.sandboxes) == [parent.id]
+    posts = [request for request in daemon.requests if request.method == "POST"]
+    keys = [request.headers["Idempotency-Key"] for request in posts]
+    assert keys == [key for key in dict.fromkeys(keys) for _ in range(2)]
+    assert len([request for request in daemon.requests if request.method == "DELETE"]) == 5
+    await client.close()
+
+
+def test_what_was_being_made_when_a_person_pressed_ctrl_c_is_taken_back(daemon: Fake) -> None:
+    client = spore.Client()
+
+    def interrupted(call: Call[MadeSeveral]) -> MadeSeveral:
+        with closing(Wire(daemon.socket, 5)) as wire:
+            made = wire.run(call)
+        assert len(made.made) == len(daemon.sandboxes) == 1
+        raise KeyboardInterrupt
+
+    client._wire.run = interrupted  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        spore.Sandbox.create("tools", client=client)
+    (undoing,) = (thread for thread in threading.enumerate() if thread.name == "spore-undo")
+    undoing.join()
+    assert not daemon.sandboxes
+    client.close()
+
+
+async def test_a_call_that_fails_is_not_made_again_to_be_taken_back(daemon: Fake) -> None:
+    with pytest.raises(spore.SporeError):
+        await spore.AsyncSandbox.create("no such image")
+    assert len(daemon.asked("POST", "/v1/sandboxes")) == 1

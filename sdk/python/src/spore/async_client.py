@@ -21,7 +21,7 @@ class AsyncClient:
     """As `Client`, for the tasks of one asyncio event loop. What is said there of arguments and errors holds here.
 
     A task that is cancelled hangs up, and that ends what it asked for: a command is killed, a build that nobody else
-    wants is cancelled.
+    wants is cancelled. Sandboxes that were being made are ended behind its back.
     """
 
     _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncClient]] = WeakKeyDictionary()

@@ -13,6 +13,7 @@ from ._core import command as commands
 from ._core.call import Call
 from ._core.calls import Made, MadeSeveral
 from ._core.command import AsyncStdinStream, Command
+from ._undo import taken_back
 from .async_client import AsyncClient
 from .async_exec_stream import AsyncExecStream, fed
 from .async_files import AsyncFiles
@@ -79,7 +80,7 @@ class AsyncSandbox:
             network=network,
             exec=exec,
         )
-        return cls._of(client, (await client._wire.run(call)).made[0])
+        return cls._of(client, (await _made(client, call)).made[0])
 
     @classmethod
     async def create_many(
@@ -118,7 +119,7 @@ class AsyncSandbox:
             count=count,
             partial=partial,
         )
-        return AsyncSandboxGroup(client, await client._wire.run(call))
+        return AsyncSandboxGroup(client, await _made(client, call))
 
     @classmethod
     async def from_checkpoint(
@@ -150,7 +151,7 @@ class AsyncSandbox:
             network=network,
             exec=exec,
         )
-        return cls._of(client, (await client._wire.run(call)).made[0])
+        return cls._of(client, (await _made(client, call)).made[0])
 
     @classmethod
     async def connect(cls, id: str, *, client: Optional[AsyncClient] = None) -> AsyncSandbox:
@@ -267,7 +268,7 @@ class AsyncSandbox:
             network=network,
             partial=partial,
         )
-        return AsyncSandboxGroup(self._client, await self._client._wire.run(call))
+        return AsyncSandboxGroup(self._client, await _made(self._client, call))
 
     async def checkpoint(
         self, name: Optional[str] = None, *, finalize_memory_mb: Optional[int] = None
@@ -354,6 +355,11 @@ async def _image_id(
     if isinstance(image, Image):
         return (await client.build_image(image, on_log=on_build_log)).id
     return image if isinstance(image, str) else image.id
+
+
+async def _made(client: AsyncClient, call: Call[MadeSeveral]) -> MadeSeveral:
+    with taken_back(client.socket_path, call):
+        return await client._wire.run(call)
 
 
 def _checkpoint_id(checkpoint: Union[CheckpointInfo, str]) -> str:

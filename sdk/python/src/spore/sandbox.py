@@ -13,6 +13,7 @@ from ._core.call import Call
 from ._core.calls import Made, MadeSeveral
 from ._core.command import Command, StdinStream
 from ._sync_wire import WebSocket
+from ._undo import taken_back
 from .client import Client
 from .errors import NotFoundError, SporeError
 from .exec_stream import ExecStream, Feeder
@@ -106,7 +107,7 @@ class Sandbox:
             network=network,
             exec=exec,
         )
-        return cls._of(client, client._wire.run(call).made[0])
+        return cls._of(client, _made(client, call).made[0])
 
     @classmethod
     def create_many(
@@ -153,7 +154,7 @@ class Sandbox:
             count=count,
             partial=partial,
         )
-        return SandboxGroup(client, client._wire.run(call))
+        return SandboxGroup(client, _made(client, call))
 
     @classmethod
     def from_checkpoint(
@@ -190,7 +191,7 @@ class Sandbox:
             network=network,
             exec=exec,
         )
-        return cls._of(client, client._wire.run(call).made[0])
+        return cls._of(client, _made(client, call).made[0])
 
     @classmethod
     def connect(cls, id: str, *, client: Optional[Client] = None) -> Sandbox:
@@ -365,7 +366,7 @@ class Sandbox:
             network=network,
             partial=partial,
         )
-        return SandboxGroup(self._client, self._client._wire.run(call))
+        return SandboxGroup(self._client, _made(self._client, call))
 
     def checkpoint(self, name: Optional[str] = None, *, finalize_memory_mb: Optional[int] = None) -> CheckpointInfo:
         """Keep it as it is, for `from_checkpoint`. It runs on.
@@ -471,6 +472,11 @@ def _image_id(
     if isinstance(image, Image):
         return client.build_image(image, on_log=on_build_log).id
     return image if isinstance(image, str) else image.id
+
+
+def _made(client: Client, call: Call[MadeSeveral]) -> MadeSeveral:
+    with taken_back(client.socket_path, call):
+        return client._wire.run(call)
 
 
 def _checkpoint_id(checkpoint: Union[CheckpointInfo, str]) -> str:
