@@ -113,12 +113,8 @@ impl Engine {
         }
     }
 
-    /// Makes a sandbox outlive the daemon. One that cannot ends with it, as it says in the log.
+    /// Makes a sandbox outlive the daemon. One that cannot ends with it, or with the next, as it says in the log.
     pub(super) fn keep(&self, sandbox: &Sandbox) {
-        if let Err(error) = Record::of(sandbox).write_first(sandbox.run()) {
-            tracing::warn!(sandbox = sandbox.id(), %error, "it cannot be written down and will end with this daemon");
-            return;
-        }
         let mut work = sandbox.work();
         let Ok(held) = work.held() else { return };
         // Its place on the network is ours and would go with us, so the VM has it in keeping.
@@ -129,6 +125,11 @@ impl Engine {
             .unwrap_or_default();
         if let Err(error) = held.guest.keep_with(&place) {
             tracing::warn!(sandbox = sandbox.id(), %error, "it will end with this daemon");
+            return;
+        }
+        // Last: what has a record has all that belongs to it.
+        if let Err(error) = Record::of(sandbox).write_first(sandbox.run()) {
+            tracing::warn!(sandbox = sandbox.id(), %error, "it cannot be written down and the next daemon will end it");
         }
     }
 

@@ -68,7 +68,7 @@ impl Record {
         std::fs::rename(&new, place(run))
     }
 
-    /// Reads that of a run directory, if there is one, of somebody.
+    /// Reads that of a run directory; `None` if there is none, or that of nobody.
     ///
     /// # Errors
     /// Why it cannot be used.

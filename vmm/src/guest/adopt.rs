@@ -173,6 +173,7 @@ impl Guest {
             others => Ok(self.vm.hold(others)?),
         }
     }
+
     /// The descriptors that the last owner kept it with, once, for a guest that was adopted.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.left)
