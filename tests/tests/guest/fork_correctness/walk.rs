@@ -84,8 +84,9 @@ impl Drop for Walk {
 }
 
 pub fn a_random_walk_never_leaves_what_a_model_says() {
-    let soak = Soak::begin("walk");
     let copy = image().copy();
+    // Now, since the image may just have been built.
+    let soak = Soak::begin("walk");
     let budget = Budget {
         templates: 2,
         shells_per_template: 1,
