@@ -29,7 +29,7 @@ export PATH=$tools/bin:$PATH
 
 # cargo-fuzz hands no flags on: that the lock file is good is seen before.
 ((${#flags[@]} == 0)) || cargo metadata "${flags[@]}" --manifest-path fuzz/Cargo.toml --format-version 1 >/dev/null
-cargo fuzz build --sanitizer "$sanitizer"
+cargo fuzz build --sanitizer "$sanitizer" --codegen-units 16
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 targets=("$@")
