@@ -45,8 +45,9 @@ build: build-release build-dev ## build spore and spore-vm, release (target/rele
 build-release:
 	$(CARGO) build $(CARGOFLAGS) --release $(programs)
 
+# As `unit` and `guest-test` build them: what cargo selects decides the features, and other features are other builds.
 build-dev:
-	$(CARGO) build $(CARGOFLAGS) $(programs)
+	$(CARGO) build $(CARGOFLAGS) --workspace --all-targets
 
 demo: setup kernel base build-release ## all set-up, then the whole idea on real guests (DEMO_FLAGS="--json", "--full")
 	$(target)/release/spore demo $(DEMO_FLAGS)
@@ -70,8 +71,8 @@ lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the
 	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGOFLAGS) --workspace --no-deps
 
-unit: ## tests of every crate but spore-tests; they need no guest
-	$(CARGO) test $(CARGOFLAGS) --workspace --exclude spore-tests --no-fail-fast
+unit: ## tests of every crate but those on guests
+	$(CARGO) test $(CARGOFLAGS) --workspace --no-fail-fast
 
 sdk-python: ## the Python SDK: lint, types, tests (SPORE_SOCKET, SPORE_TEST_IMAGE: also those with a real daemon)
 	@$(CARGO) run -q $(CARGOFLAGS) -p spore-api --bin spore -- serve --openapi >$(target)/openapi.json
@@ -85,7 +86,7 @@ fuzz: ## a short run of every fuzz target (SPORE_FUZZ_SECONDS each, 5; scripts/f
 	@CARGOFLAGS='$(CARGOFLAGS)' scripts/fuzz.sh
 
 # The tests skip themselves without KVM, and say so: hence --show-output.
-guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and programs first
+guest-test: ## tests on real guests (`guest` in crate spore-tests); builds kernel, base and programs first
 	@if scripts/kvm-usable.sh; then \
 		$(MAKE) --no-print-directory kernel base build-dev; \
 		if scripts/registry-usable.sh; then \
@@ -97,7 +98,7 @@ guest-test: ## tests on real guests (crate spore-tests); builds kernel, base and
 		printf '\n*** SKIPPED: no usable KVM: no guest runs, and the guest kernel is not built.\n\n'; \
 	fi
 	SPORE_VM=$(target)/debug/spore-vm env $$(! scripts/registry-usable.sh || echo SPORE_REGISTRY=1) \
-		$(CARGO) test $(CARGOFLAGS) -p spore-tests --no-fail-fast -- --show-output
+		$(CARGO) test $(CARGOFLAGS) --workspace --test guest -- --show-output
 
 # Without KVM there is no daemon, and the SDKs meet only servers of their own tests.
 daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon
@@ -112,7 +113,7 @@ daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon
 soak: kernel base build-dev ## half an hour of clients and accidents on a daemon, then of forks, growth and kills on the engine, against models (SPORE_SOAK_SECONDS)
 	for test in daemon::soak fork_correctness::walk; do \
 		SPORE_SOAK_SECONDS=$${SPORE_SOAK_SECONDS:-1800} SPORE_VM=$(target)/debug/spore-vm \
-			$(CARGO) test $(CARGOFLAGS) -p spore-tests --test guest -- $$test --show-output || exit 1; \
+			$(CARGO) test $(CARGOFLAGS) --workspace --test guest -- $$test --show-output || exit 1; \
 	done
 
 clean: ## remove what cargo built; kernels and bases stay in the cache

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    for program in ["hold", "stall", "witness"] {
+    for program in ["copies", "hold", "stall", "witness"] {
         compile(program);
     }
 }

@@ -66,6 +66,7 @@ fn run_as_init() -> ! {
     // What is missing after a panic in here, the host will find out from us.
     let network = Networking::of_the_machine();
     let views = catch_unwind(AssertUnwindSafe(|| boot::boot(&network))).unwrap_or_default();
+    exec::look_at_registers();
     let defaults = Defaults::load(DEFAULTS_FILE.into());
     let agent: &'static Agent = Box::leak(Box::new(Agent::new(defaults, views, network, true)));
     let thread = std::thread::Builder::new()

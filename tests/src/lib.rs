@@ -4,7 +4,8 @@
 //! takes and nothing of what is tested: [`host`] finds the programs and files of this machine, [`harness`] runs
 //! the tests and looks afterwards that nothing is left, [`data`] is where everything of a run lies, [`left`]
 //! finds processes, sockets and mounts, [`role`] runs part of a test in a process of its own, [`sandbox`] is a
-//! guest with its agent, [`soak`] a long random test, [`wire`] a network with an internet, [`archive`] packages for it to serve, [`hold`], [`stall`] and [`witness`] are programs that run in guests.
+//! guest with its agent, [`soak`] a long random test, [`wire`] a network with an internet, [`archive`] packages for
+//! it to serve, [`copies`], [`hold`], [`stall`] and [`witness`] are programs that run in guests.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,6 +14,7 @@
 )]
 
 pub mod archive;
+pub mod copies;
 pub mod data;
 pub mod harness;
 pub mod hold;

@@ -3,6 +3,7 @@
 
 mod prepare;
 mod pump;
+mod registers;
 mod session;
 mod spawn;
 mod terminal;
@@ -10,6 +11,7 @@ mod user;
 
 use prepare::command;
 pub use prepare::prepare;
+pub use registers::look as look_at_registers;
 pub use session::kill as kill_session;
 pub use spawn::{Stdio, spawn};
 

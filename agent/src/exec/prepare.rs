@@ -5,6 +5,7 @@ use std::ffi::CString;
 
 use spore_protocol::{ExecDefaults, ExecRequest, Failure, FailureKind, TtySize};
 
+use super::registers;
 use super::user::User;
 use crate::defaults::{check_env, check_workdir};
 
@@ -53,6 +54,7 @@ pub fn prepare(
     request.tty.map_or(Ok(()), TtySize::check)?;
     let home = user.as_ref().map_or(HOME, |user| &user.home);
     let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home)]);
+    env.extend(registers::defaults().iter().copied());
     if request.tty.is_some() {
         env.insert("TERM", TERM);
     }

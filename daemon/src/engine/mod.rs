@@ -95,7 +95,11 @@ impl Engine {
         let groups = Arc::new(Groups::find(Path::new("/sys/fs/cgroup")));
         let host = Arc::new(host);
         let facts = Arc::new(FactsCache::default());
-        pool.on_armed(prepare::shells(host.clone(), groups.clone(), facts.clone()));
+        pool.on_armed(prepare::shells(
+            host.store().clone(),
+            groups.clone(),
+            facts.clone(),
+        ));
         let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
         let metrics = Metrics::default();
         let engine = Self {

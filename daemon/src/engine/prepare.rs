@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use spore_builder::Host;
+use spore_snapshot::store::Store;
 use spore_types::Origin;
 use spore_vmm::guest::Guest;
 use spore_vmm::pool::OnArmed;
@@ -17,9 +17,9 @@ use super::record::Record;
 use crate::error::Error;
 
 /// What is done with every shell: it is limited to what its checkpoint has, its record is made, and it is kept.
-pub(super) fn shells(host: Arc<Host>, groups: Arc<Groups>, facts: Arc<FactsCache>) -> OnArmed {
+pub(super) fn shells(store: Store, groups: Arc<Groups>, facts: Arc<FactsCache>) -> OnArmed {
     Box::new(move |checkpoint, shell| {
-        let limited = facts.of(host.store(), checkpoint).and_then(|facts| {
+        let limited = facts.of(&store, checkpoint).and_then(|facts| {
             let share = Share {
                 memory_mb: facts.floor_mb,
                 cpus: facts.cpus,

@@ -18,6 +18,7 @@ mod left;
 mod memory;
 mod network;
 mod packages;
+mod programs;
 mod restored;
 
 use std::path::Path;
@@ -76,6 +77,8 @@ fn main() -> ExitCode {
         apart:
             sixteen_forks_at_once_do_not_see_each_other,
             nothing_that_forks_do_changes_a_byte_of_the_checkpoint;
+        programs:
+            programs_side_by_side_copy_memory_without_a_mistake;
         identity:
             forks_made_in_the_same_second_draw_different_random_numbers,
             forks_made_in_the_same_second_have_different_ids_and_names_everywhere_they_show,

@@ -333,14 +333,16 @@ fn wake(guest: &mut Guest, who: &Someone, asked_ns: u64) -> Result<(), GuestErro
 
 /// A fork that could not become who it should be is not handed out.
 fn check_awake(guest: &mut Guest, woke: &Woke) -> Result<(), GuestError> {
-    match (woke.ready_ns, woke.failed) {
-        (Some(_), None) => Ok(()),
-        (_, Some(repair)) => Err(GuestError::Identity {
+    if woke.is_ready() {
+        return Ok(());
+    }
+    match woke.failed {
+        Some(repair) => Err(GuestError::Identity {
             repair,
             why: woke.why.clone(),
             console: guest.console_tail(),
         }),
-        (None, None) => match guest.vm.wait_end(END_LIMIT).map_err(GuestError::of_copy)? {
+        None => match guest.vm.wait_end(END_LIMIT).map_err(GuestError::of_copy)? {
             Some(ended) => Err(GuestError::Copy(VmError::Ended {
                 ended,
                 console: guest.console_tail(),

@@ -127,7 +127,8 @@ impl Shared {
     /// Puts a shell to those of its template; ends it if there is no room for it any more: others make shells too.
     fn keep(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>, shell: Shell) {
         let mut inner = self.lock();
-        let room = inner.has_room(id, template, self.budget);
+        let entry = inner.entries.get(id).filter(|entry| entry.is_of(template));
+        let room = entry.is_some_and(|entry| inner.has_room(entry, self.budget));
         match inner.entries.get_mut(id) {
             Some(entry) if room => entry.shells.push_back(shell),
             _ => {
@@ -136,15 +137,28 @@ impl Shared {
             }
         }
     }
+
+    /// Forks a template's process. If that has died, a new one takes its place, once, and the caller's.
+    fn split_off(
+        &self,
+        id: &CheckpointId,
+        template: &mut Arc<Mutex<Template>>,
+    ) -> Result<Unarmed, GuestError> {
+        let split = lock(template).split_off(&self.store);
+        match split {
+            Err(error) if is_gone(&error) => {
+                *template = self.reload(id, template)?;
+                lock(template).split_off(&self.store)
+            }
+            split => split,
+        }
+    }
 }
 
 impl Inner {
-    /// Whether another shell of this template may be kept.
-    fn has_room(&self, id: &CheckpointId, template: &Arc<Mutex<Template>>, budget: Budget) -> bool {
-        let entry = self.entries.get(id).filter(|entry| entry.is_of(template));
-        !self.frugal
-            && entry.is_some_and(|entry| entry.shells.len() < budget.shells_per_template)
-            && self.shells() < budget.shells
+    /// Whether there may be another shell of one of its entries.
+    fn has_room(&self, entry: &Entry, budget: Budget) -> bool {
+        !self.frugal && entry.shells.len() < budget.shells_per_template && self.shells() < budget.shells
     }
 
     /// Shells of all templates.
@@ -286,15 +300,7 @@ impl Pool {
 
     fn fork_template(&self, id: &CheckpointId, who: &Someone, asked: u64) -> Result<Forked, GuestError> {
         let mut template = self.shared.template(id)?;
-        let forked = lock(&template).split_off(&self.shared.store);
-        let unarmed = match forked {
-            // It died since it was last used: a new one takes its place, once.
-            Err(error) if is_gone(&error) => {
-                template = self.shared.reload(id, &template)?;
-                lock(&template).split_off(&self.shared.store)?
-            }
-            result => result?,
-        };
+        let unarmed = self.shared.split_off(id, &mut template)?;
         let mut guest = unarmed.arm()?.claim(who, asked)?;
         self.learn(id, &template, &mut guest);
         Ok(Forked {
@@ -333,15 +339,19 @@ impl Pool {
             let forked = self.fork_without_shell(id, Someone::default())?;
             self.destroy(forked.guest);
         }
+        // If its process had died, the fork was of another.
+        let mut template = self.shared.template(id)?;
         loop {
             {
                 let inner = self.shared.lock();
-                let have = inner.entries.get(id).map_or(0, |entry| entry.shells.len());
-                if have >= shells || !inner.has_room(id, &template, self.shared.budget) {
+                let entry = inner.entries.get(id).filter(|entry| entry.is_of(&template));
+                let have = entry.map_or(0, |entry| entry.shells.len());
+                let wanted = entry.filter(|entry| have < shells && inner.has_room(entry, self.shared.budget));
+                if wanted.is_none() {
                     return Ok(have);
                 }
             }
-            let unarmed = lock(&template).split_off(&self.shared.store)?;
+            let unarmed = self.shared.split_off(id, &mut template)?;
             let shell = self.shared.arm(id, unarmed)?;
             self.shared.keep(id, &template, shell);
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use spore_snapshot::CheckpointId;
 
 use super::entry::Entry;
-use super::{Inner, Shared, is_gone, lock};
-use crate::guest::{GuestError, Shell, Template};
+use super::{Budget, Inner, Shared};
+use crate::guest::Template;
 
 /// How long a deleted checkpoint's shells may stay when nobody asks for anything, and how long a template rests of
 /// which no shell could be made.
@@ -33,7 +33,7 @@ pub(super) fn run(shared: &Shared) {
         }
         let rest = inner.rest();
         let next = match inner.waiting {
-            0 if !inner.frugal && rest.is_zero() => inner.short_of_shells(shared),
+            0 if rest.is_zero() => inner.short_of_shells(shared.budget),
             _ => None,
         };
         let Some((id, mut template)) = next else {
@@ -43,7 +43,8 @@ pub(super) fn run(shared: &Shared) {
             continue;
         };
         drop(inner);
-        let made = make(shared, &id, &mut template);
+        let unarmed = shared.split_off(&id, &mut template);
+        let made = unarmed.and_then(|unarmed| shared.arm(&id, unarmed));
         match made {
             Ok(shell) => {
                 shared.keep(&id, &template, shell);
@@ -63,23 +64,6 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// Makes a shell; of a new template, if this one's process has died.
-fn make(
-    shared: &Shared,
-    id: &CheckpointId,
-    template: &mut Arc<Mutex<Template>>,
-) -> Result<Shell, GuestError> {
-    let split = lock(template).split_off(&shared.store);
-    let unarmed = match split {
-        Err(error) if is_gone(&error) => {
-            *template = shared.reload(id, template)?;
-            lock(template).split_off(&shared.store)?
-        }
-        split => split?,
-    };
-    shared.arm(id, unarmed)
-}
-
 impl Inner {
     /// Takes out the entries whose checkpoint's files are gone or changed.
     fn take_stale(&mut self) -> Vec<Entry> {
@@ -95,14 +79,10 @@ impl Inner {
     }
 
     /// The most recently used template that may have another shell.
-    fn short_of_shells(&self, shared: &Shared) -> Option<(CheckpointId, Arc<Mutex<Template>>)> {
-        let budget = shared.budget;
-        if self.shells() >= budget.shells {
-            return None;
-        }
+    fn short_of_shells(&self, budget: Budget) -> Option<(CheckpointId, Arc<Mutex<Template>>)> {
         self.entries
             .iter()
-            .filter(|(_, entry)| entry.may_have_shells() && entry.shells.len() < budget.shells_per_template)
+            .filter(|(_, entry)| entry.may_have_shells() && self.has_room(entry, budget))
             .filter_map(|(id, entry)| Some((entry.used, *id, entry.template.clone()?)))
             .max_by_key(|&(used, ..)| used)
             .map(|(_, id, template)| (id, template))
