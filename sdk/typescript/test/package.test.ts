@@ -24,7 +24,7 @@ test('the package can be installed, imported, and compiled against without lenie
     assert.ok(names.includes(name), name);
   }
   const unwanted = names.filter(
-    (name) => !/^(LICENSE|README\.md|package\.json|(dist|src)\/[\w.-]+)$/.test(name),
+    (name) => !/^(LICENSE|README\.md|package\.json|(dist|src)(\/types)?\/[\w.-]+)$/.test(name),
   );
   assert.deepEqual(unwanted, []);
 

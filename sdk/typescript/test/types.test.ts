@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import { test } from 'node:test';
 
@@ -7,14 +7,16 @@ import { packageRoot } from './support/places.js';
 import { shapesOfOpenApi, shapesOfTypeScript } from './support/shapes.js';
 import type { Shapes } from './support/shapes.js';
 
-const ours: Shapes = shapesOfTypeScript(readFileSync(path.join(packageRoot, 'src/types.ts'), 'utf8'));
+const types = path.join(packageRoot, 'src/types');
+const sources = readdirSync(types).map((name) => readFileSync(path.join(types, name), 'utf8'));
+const ours: Shapes = shapesOfTypeScript(sources.join('\n'));
 
 // The path of what a daemon says at /v1/openapi.json.
 const openapi = process.env['SPORE_OPENAPI'] ?? '';
 const skip =
   openapi === '' ? 'SKIPPED: SPORE_OPENAPI names no OpenAPI file to compare the types with' : false;
 
-test('types.ts and the daemon say the same', { skip }, async (t) => {
+test('src/types and the daemon say the same', { skip }, async (t) => {
   const theirs = shapesOfOpenApi(JSON.parse(readFileSync(openapi, 'utf8')));
   await t.test('there are the same types', () => {
     assert.deepEqual([...ours.keys()].sort(), [...theirs.keys()].sort());

@@ -34,7 +34,7 @@ export function shapesOfTypeScript(source: string): Shapes {
 
   const whole = (name: string): Shape => {
     const node = declared.get(name);
-    if (node === undefined) throw new Error(`types.ts has no ${name}`);
+    if (node === undefined) throw new Error(`src/types has no ${name}`);
     if (ts.isTypeAliasDeclaration(node)) return of(node.type);
     const bases = node.heritageClauses?.flatMap((clause) => clause.types.map((type) => type.getText())) ?? [];
     return both([...bases.map(whole), members(node.members)]);
@@ -78,7 +78,7 @@ export function shapesOfTypeScript(source: string): Shapes {
       const shape = value === undefined ? 'anything' : of(value);
       return shape === 'anything' ? 'any object' : { map: shape };
     }
-    throw new Error(`types.ts has a type that is not understood: ${node.getText()}`);
+    throw new Error(`src/types has a type that is not understood: ${node.getText()}`);
   };
 
   return new Map([...declared.keys()].map((name) => [name, sorted(whole(name))]));

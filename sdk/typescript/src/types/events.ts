@@ -1,0 +1,44 @@
+/**
+ * Events.
+ *
+ * @module
+ */
+
+import type { ErrorCode } from './errors.js';
+
+/** What happened. */
+export type EventKind =
+  /** The daemon was started; so many sandboxes of an earlier one run on. */
+  | { type: 'started'; adopted: number }
+  /** A sandbox is there. */
+  | { type: 'sandboxCreated'; sandbox: string }
+  /** A sandbox has other memory now. */
+  | { type: 'sandboxResized'; sandbox: string; grantedMB: number }
+  /** A sandbox is no more: `deleted`, `expired`, or how its VM ended by itself. */
+  | { type: 'sandboxEnded'; sandbox: string; cause: string }
+  /** Something of an earlier daemon could not be taken over. */
+  | { type: 'sandboxLost'; sandbox: string; cause: string }
+  /** A build began. */
+  | { type: 'buildStarted'; build: string }
+  /** A build ended, with an image or with an error. */
+  | { type: 'buildEnded'; build: string; image?: string; error?: ErrorCode }
+  /** A checkpoint is there. */
+  | { type: 'checkpointCreated'; checkpoint: string }
+  /** A checkpoint is no more. */
+  | { type: 'checkpointDeleted'; checkpoint: string }
+  /** An image is no more. */
+  | { type: 'imageDeleted'; image: string }
+  /** The host takes new work, or none. */
+  | { type: 'draining'; draining: boolean }
+  /** Memory is short: `shells`, `templates` or `balloons` were given back. */
+  | { type: 'memoryPressure'; dropped: string }
+  /** So many events are missing here, 0 if not known: the client was too slow, or follows an earlier daemon. */
+  | { type: 'missed'; count: number };
+
+/** An event. */
+export type Event = {
+  /** Rises from event to event, by one while the daemon runs: what to resume by. */
+  id: number;
+  /** When, in milliseconds since 1970-01-01 UTC. */
+  timeMs: number;
+} & EventKind;
