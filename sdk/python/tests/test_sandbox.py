@@ -270,6 +270,7 @@ async def test_what_a_cancelled_task_was_making_is_taken_back(daemon: Fake) -> N
         spore.AsyncSandbox.create("tools", client=client),
         spore.AsyncSandbox.create_many(2, "tools", client=client),
         parent.fork(2),
+        parent.checkpoint("kept"),
     ):
         daemon.faults.append("hang")
         making = asyncio.create_task(make)
@@ -280,10 +281,11 @@ async def test_what_a_cancelled_task_was_making_is_taken_back(daemon: Fake) -> N
         (undoing,) = (thread for thread in threading.enumerate() if thread.name == "spore-undo")
         await asyncio.to_thread(undoing.join)
         assert list(daemon.sandboxes) == [parent.id]
+        assert not daemon.checkpoints
     posts = [request for request in daemon.requests if request.method == "POST"]
     keys = [request.headers["Idempotency-Key"] for request in posts]
     assert keys == [key for key in dict.fromkeys(keys) for _ in range(2)]
-    assert len([request for request in daemon.requests if request.method == "DELETE"]) == 5
+    assert len([request for request in daemon.requests if request.method == "DELETE"]) == 6
     await client.close()
 
 

@@ -274,7 +274,9 @@ class AsyncSandbox:
         self, name: Optional[str] = None, *, finalize_memory_mb: Optional[int] = None
     ) -> CheckpointInfo:
         """Keep it as it is: see `Sandbox.checkpoint`."""
-        return await self._client._wire.run(calls.checkpoint_sandbox(self.id, name, finalize_memory_mb))
+        call = calls.checkpoint_sandbox(self.id, name, finalize_memory_mb)
+        with taken_back(self._client.socket_path, call, lambda made: [calls.delete_checkpoint(made.id)]):
+            return await self._client._wire.run(call)
 
     async def resize(self, memory_mb: int) -> SandboxInfo:
         """Give it more memory, or less: see `Sandbox.resize`."""
@@ -358,7 +360,7 @@ async def _image_id(
 
 
 async def _made(client: AsyncClient, call: Call[MadeSeveral]) -> MadeSeveral:
-    with taken_back(client.socket_path, call):
+    with taken_back(client.socket_path, call, calls.delete_made):
         return await client._wire.run(call)
 
 

@@ -379,7 +379,9 @@ class Sandbox:
         Raises:
             ConflictError: The name is taken.
         """
-        return self._client._wire.run(calls.checkpoint_sandbox(self.id, name, finalize_memory_mb))
+        call = calls.checkpoint_sandbox(self.id, name, finalize_memory_mb)
+        with taken_back(self._client.socket_path, call, lambda made: [calls.delete_checkpoint(made.id)]):
+            return self._client._wire.run(call)
 
     def resize(self, memory_mb: int) -> SandboxInfo:
         """Give it more memory, or less. Returns when the guest itself shows it.
@@ -475,7 +477,7 @@ def _image_id(
 
 
 def _made(client: Client, call: Call[MadeSeveral]) -> MadeSeveral:
-    with taken_back(client.socket_path, call):
+    with taken_back(client.socket_path, call, calls.delete_made):
         return client._wire.run(call)
 
 

@@ -344,6 +344,11 @@ def _sandbox(sandbox: str, rest: str = "") -> str:
     return f"/v1/sandboxes/{segment(sandbox)}{rest}"
 
 
+def delete_made(several: MadeSeveral) -> list[Call[None]]:
+    """End each of several sandboxes that were made at once."""
+    return [delete_sandbox(made.info.id) for made in several.made]
+
+
 # Files.
 
 
