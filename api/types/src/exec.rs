@@ -84,7 +84,8 @@ pub enum ExecControl {
     StdinEnd,
     /// The terminal has another size.
     Resize(TtySize),
-    /// Send its process group this signal.
+    /// Send its process group, or what is in the foreground of its terminal, this signal. It goes past input that the
+    /// command does not read, up to 1 MiB.
     Signal(ExecSignal),
 }
 

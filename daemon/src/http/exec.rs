@@ -1,5 +1,6 @@
 //! `/v1/sandboxes/{id}/exec`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -7,11 +8,12 @@ use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use futures_util::{SinkExt, StreamExt};
-use spore_protocol::{ExecEvent, ExecWriter, OutputStream, StdinMode};
-use spore_types::{ErrorReply, ExecControl, ExecReport, ExecRequest, ExecResult};
+use spore_protocol::{ExecEvent, OutputStream, StdinMode};
+use spore_types::{ErrorReply, ExecControl, ExecReport, ExecRequest, ExecResult, ExecSignal};
 use tokio::sync::{mpsc, oneshot};
 
 use super::extract::{Body, Path};
+use super::feed::{Feed, Wish};
 use super::{Shared, blocking};
 use crate::engine::agent::{Cut, connect, explain};
 use crate::engine::exec::{Collected, result, to_agent, tty};
@@ -22,7 +24,7 @@ use crate::error::{Error, Result};
 const FIRST: Duration = Duration::from_secs(30);
 /// The longest message, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
-/// Messages on their way.
+/// Messages on their way to the client.
 const PIECES: usize = 16;
 
 /// Runs a command to its end.
@@ -79,12 +81,6 @@ async fn refuse(mut socket: WebSocket, error: Error) -> std::result::Result<(), 
     socket.send(Message::Close(None)).await
 }
 
-/// What the client wants of a command that runs.
-enum Wish {
-    Input(Vec<u8>),
-    Control(ExecControl),
-}
-
 async fn first(socket: &mut WebSocket) -> Result<ExecRequest> {
     let message = tokio::time::timeout(FIRST, socket.recv()).await;
     let message = message.map_err(|_| Error::invalid("the first message did not come"))?;
@@ -96,21 +92,34 @@ async fn first(socket: &mut WebSocket) -> Result<ExecRequest> {
     }
 }
 
-async fn converse(
-    mut socket: WebSocket,
-    sandbox: std::sync::Arc<Sandbox>,
-) -> std::result::Result<(), axum::Error> {
+fn control(text: &str) -> Result<ExecControl> {
+    let wrong = |why: &dyn std::fmt::Display| Error::invalid(format!("a message: {why}"));
+    let control = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+    match &control {
+        ExecControl::Resize(size) => tty(*size).check().map_err(|error| wrong(&error))?,
+        ExecControl::Signal(ExecSignal { signal }) if !(1..=64).contains(signal) => {
+            return Err(wrong(&format!("signal {signal}: it must be 1 to 64")));
+        }
+        ExecControl::Signal(_) | ExecControl::StdinEnd => {}
+    }
+    Ok(control)
+}
+
+async fn converse(mut socket: WebSocket, sandbox: Arc<Sandbox>) -> std::result::Result<(), axum::Error> {
     let request = match first(&mut socket).await {
         Ok(request) => request,
         Err(error) => return refuse(socket, error).await,
     };
-    let (wishes, wished) = mpsc::channel(PIECES);
+    let feed = Arc::new(Feed::new());
     let (said, mut saying) = mpsc::channel(PIECES);
     // Dropped at the end of this function, however that comes, and what is in it too: the command ends then.
     let (give_cut, cut) = oneshot::channel::<Cut>();
+    let fed = feed.clone();
     let running = tokio::task::spawn_blocking(move || {
         let begun = |cut| drop(give_cut.send(cut));
-        let report = match interact(&sandbox, &request, begun, wished, &said) {
+        let interacted = interact(&sandbox, &request, begun, &fed, &said);
+        fed.close();
+        let report = match interacted {
             Ok(result) => ExecReport::Exit(result),
             Err(error) => ExecReport::Error(error.into_body()),
         };
@@ -122,14 +131,14 @@ async fn converse(
         while let Some(Ok(message)) = from_client.next().await {
             let wish = match message {
                 Message::Binary(bytes) => Wish::Input(bytes.to_vec()),
-                Message::Text(text) => match serde_json::from_str(&text) {
+                Message::Text(text) => match control(&text) {
                     Ok(control) => Wish::Control(control),
-                    Err(error) => return Some(Error::invalid(format!("a message: {error}"))),
+                    Err(error) => return Some(error),
                 },
                 Message::Close(_) => break,
                 Message::Ping(_) | Message::Pong(_) => continue,
             };
-            if wishes.send(wish).await.is_err() {
+            if !feed.put(wish).await {
                 // The command takes no more; its end is still to come.
                 std::future::pending::<()>().await;
             }
@@ -158,12 +167,12 @@ async fn converse(
     told
 }
 
-/// Runs a command with what comes from `wished`, telling `said` what it writes. In a thread that may block.
+/// Runs a command with what comes through `feed`, telling `said` what it writes. In a thread that may block.
 fn interact(
     sandbox: &Sandbox,
     request: &ExecRequest,
     begun: impl FnOnce(Cut),
-    mut wished: mpsc::Receiver<Wish>,
+    feed: &Arc<Feed>,
     said: &mpsc::Sender<Message>,
 ) -> Result<ExecResult> {
     if request.stdin.is_some() {
@@ -180,23 +189,10 @@ fn interact(
         .start_exec(&asked)
         .map_err(|error| explain(sandbox, error))?;
     let stream = agent.stream().try_clone().map_err(Error::internal)?;
+    let fed = feed.clone();
     let writing = std::thread::Builder::new()
         .name("exec-input".into())
-        .spawn(move || {
-            let mut writer = ExecWriter::new(stream);
-            // It fails when the command has ended: what is still to come is for nobody.
-            while let Some(wish) = wished.blocking_recv() {
-                let sent = match wish {
-                    Wish::Input(bytes) => writer.stdin(&bytes),
-                    Wish::Control(ExecControl::StdinEnd) => writer.stdin_eof(),
-                    Wish::Control(ExecControl::Signal(signal)) => writer.signal(signal.signal),
-                    Wish::Control(ExecControl::Resize(size)) => writer.resize(tty(size)),
-                };
-                if sent.is_err() {
-                    break;
-                }
-            }
-        });
+        .spawn(move || fed.send_all(stream));
     writing.map_err(Error::internal)?;
     loop {
         match agent.next_event().map_err(|error| explain(sandbox, error))? {
@@ -210,7 +206,7 @@ fn interact(
                     ));
                 }
             }
-            ExecEvent::StdinAck(_) => {}
+            ExecEvent::StdinAck(count) => feed.acknowledge(count),
             ExecEvent::Exited(outcome) => return Ok(result(&outcome, started)),
         }
     }

@@ -4,6 +4,7 @@ mod checkpoints;
 mod events;
 mod exec;
 mod extract;
+mod feed;
 mod files;
 mod host;
 mod idempotency;

@@ -71,7 +71,7 @@ export type ExecControl =
   | { type: 'stdinEnd' }
   /** The terminal has another size. */
   | ({ type: 'resize' } & TtySize)
-  /** Send its process group this signal. */
+  /** Send its process group, or what is in the foreground of its terminal, this signal. */
   | ({ type: 'signal' } & ExecSignal);
 
 /** What the daemon says in a stream, as text messages: the last one. */

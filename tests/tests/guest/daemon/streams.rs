@@ -74,6 +74,8 @@ pub fn a_command_is_driven_over_a_websocket() {
         json!({"cmd": ["sh", "-c", "echo on; exec sleep 1000"]}),
     );
     until(&mut socket, Some("on"));
+    // Input that nobody reads does not hold the signal up.
+    socket.send(Message::binary(vec![b'x'; 512 << 10])).unwrap();
     socket
         .send(Message::text(r#"{"type":"signal","signal":15}"#))
         .unwrap();
@@ -96,11 +98,17 @@ pub fn a_command_is_driven_over_a_websocket() {
     assert_eq!(end["type"], "error", "{end}");
     assert!(end["message"].as_str().unwrap().contains("comand"), "{end}");
 
-    let mut socket = open(&daemon, &sandbox, json!({"cmd": ["sleep", "1000"]}));
-    socket.send(Message::text(r#"{"type":"stop"}"#)).unwrap();
-    let end = until(&mut socket, None).1;
-    assert_eq!(end["code"], "invalid_request", "{end}");
-    assert!(end["message"].as_str().unwrap().contains("stop"), "{end}");
+    for (said, named) in [
+        (r#"{"type":"stop"}"#, "stop"),
+        (r#"{"type":"resize","rows":0,"cols":44}"#, "0 rows"),
+        (r#"{"type":"signal","signal":65}"#, "signal 65"),
+    ] {
+        let mut socket = open(&daemon, &sandbox, json!({"cmd": ["sleep", "1000"]}));
+        socket.send(Message::text(said)).unwrap();
+        let end = until(&mut socket, None).1;
+        assert_eq!(end["code"], "invalid_request", "{end}");
+        assert!(end["message"].as_str().unwrap().contains(named), "{end}");
+    }
 
     // Whoever goes takes the command along; so does one that waits for a plain answer.
     let running = || daemon.sh(&sandbox, "grep -ls '^sleep' /proc/[0-9]*/cmdline | wc -l");
