@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode, Output};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
-use spore_vmm::confine::{self, User};
+use spore_vmm::confine::{self, User, seccomp};
 
 /// What an attempt is given: where the outside is.
 struct Outside {
@@ -179,6 +179,16 @@ fn live() {
     });
     assert_eq!(receiver.recv().unwrap(), 7 << 26);
     thread.join().unwrap();
+    // The heap of a thread of each kind grows and shrinks: the C library looks into /proc then.
+    for filter in [seccomp::io_thread, seccomp::vcpu_thread] {
+        let thread = std::thread::spawn(move || {
+            filter();
+            // No piece is a mapping of its own.
+            let pieces: Vec<Vec<u8>> = (0..500).map(|_| vec![7; 64 << 10]).collect();
+            drop(std::hint::black_box(pieces));
+        });
+        thread.join().unwrap();
+    }
     assert!(std::panic::catch_unwind(|| panic!("as it may")).is_err());
 }
 

@@ -6,8 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// The most name servers a resolver looks at (`MAXNS` of resolv.conf(5)).
 pub const MAX_DNS: usize = 3;
-/// Bytes of [`Network::to_bytes`].
-pub const NETWORK_BYTES: usize = 30;
 
 /// One Ethernet interface's addresses and its way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,46 +91,6 @@ impl Network {
         let first = address.octets()[0];
         !special && first != 0 && first != 127 && first < 224
     }
-
-    /// In a fixed number of bytes. It must have passed [`Network::check`]; name servers above the limit
-    /// are left out.
-    #[must_use]
-    pub fn to_bytes(&self) -> [u8; NETWORK_BYTES] {
-        let mut bytes = [0; NETWORK_BYTES];
-        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &self.mac);
-        put(6, &self.address.octets());
-        put(10, &self.gateway.octets());
-        put(14, &self.mtu.to_le_bytes());
-        let dns = self.dns.iter().take(MAX_DNS);
-        put(16, &[self.prefix_len, u8::try_from(dns.len()).unwrap_or(0)]);
-        for (index, server) in dns.enumerate() {
-            put(18 + 4 * index, &server.octets());
-        }
-        bytes
-    }
-
-    /// What [`Network::to_bytes`] gave.
-    ///
-    /// # Errors
-    /// [`NetworkError`] for bytes it does not give.
-    pub fn from_bytes(bytes: &[u8; NETWORK_BYTES]) -> Result<Self, NetworkError> {
-        let address = |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
-        let all: Vec<Ipv4Addr> = (0..MAX_DNS).map(|index| address(18 + 4 * index)).collect();
-        let network = Self {
-            mac: [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]],
-            address: address(6),
-            gateway: address(10),
-            mtu: u16::from_le_bytes([bytes[14], bytes[15]]),
-            prefix_len: bytes[16],
-            dns: match all.get(..bytes[17].into()) {
-                Some(dns) => dns.to_vec(),
-                None => return Err(NetworkError::Dns(all)),
-            },
-        };
-        network.check()?;
-        Ok(network)
-    }
 }
 
 #[cfg(test)]
@@ -148,29 +106,6 @@ pub(crate) mod tests {
             dns: vec![Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(9, 9, 9, 9)],
             mtu: 1500,
         }
-    }
-
-    #[test]
-    fn a_network_comes_back_out_of_its_bytes() {
-        let one = network();
-        assert_eq!(Network::from_bytes(&one.to_bytes()), Ok(one));
-        let many = Network {
-            dns: vec![Ipv4Addr::new(1, 2, 3, 4); 3],
-            prefix_len: 8,
-            mtu: u16::MAX,
-            ..network()
-        };
-        assert_eq!(Network::from_bytes(&many.to_bytes()), Ok(many));
-        let none = Network {
-            dns: Vec::new(),
-            ..network()
-        };
-        assert_eq!(Network::from_bytes(&none.to_bytes()), Ok(none));
-        assert!(Network::from_bytes(&[0; NETWORK_BYTES]).is_err());
-        assert!(Network::from_bytes(&[0xff; NETWORK_BYTES]).is_err());
-        let mut bytes = network().to_bytes();
-        bytes[17] = 4;
-        assert!(matches!(Network::from_bytes(&bytes), Err(NetworkError::Dns(_))));
     }
 
     #[test]

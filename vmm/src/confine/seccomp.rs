@@ -78,6 +78,9 @@ fn common() -> Vec<Call> {
         libc::SYS_epoll_ctl,
         libc::SYS_shutdown,
     ]);
+    // Let through to the filter that refuses them. In any thread: a heap that shrinks, for example, looks at
+    // /proc/sys/vm/overcommit_memory (malloc/arena.c, check_may_shrink_heap).
+    calls.extend(any(&REFUSED));
     // Nothing that was written can be executed.
     let not_executable = |call| (call, vec![(2, Dword, MaskedEq(flags(libc::PROT_EXEC)), 0)]);
     calls.extend([not_executable(libc::SYS_mmap), not_executable(libc::SYS_mprotect)]);
@@ -147,7 +150,6 @@ fn controlling() -> Vec<Call> {
         // The next thread's own filter; a filter only ever takes away.
         libc::SYS_seccomp,
     ]));
-    calls.extend(any(&REFUSED));
     let limits = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
     calls.push(one_of(libc::SYS_setsockopt, 2, &limits.map(flags)));
     let more = NAMES
