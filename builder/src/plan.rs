@@ -203,13 +203,14 @@ const APT_ENV: (&str, &str) = ("DEBIAN_FRONTEND", "noninteractive");
 /// A Debian base lets pip write to the system's packages only if it is told to; the image is ours to write.
 const PIP_ENV: (&str, &str) = ("PIP_BREAK_SYSTEM_PACKAGES", "1");
 /// Where apt's indexes and what it makes of them are while a build VM runs: in memory (`/run` is), in huge pages if
-/// that can be had, and so in no layer. On the disk they would be 45 MiB that every page of is dear to write.
+/// that can be had, and so in no layer. On the disk every page of them would be dear to write.
 const APT_MEMORY: &str = "mkdir -p /run/spore-apt; \
     mount -t tmpfs -o mode=0755,huge=always spore-apt /run/spore-apt 2>/dev/null; mkdir -p /run/spore-apt/lists/partial";
 const APT_OPTIONS: [&str; 9] = [
     "-oDir::State::lists=/run/spore-apt/lists",
     "-oDir::Cache::pkgcache=/run/spore-apt/pkgcache.bin",
-    "-oAcquire::GzipIndexes=false",
+    // To write 50 MiB of text is dearer than to unpack it (lz4) whenever somebody reads it.
+    "-oAcquire::GzipIndexes=true",
     // Everything in a build VM is the image's own; another user for downloads only costs.
     "-oAPT::Sandbox::User=root",
     // A mirror that does not answer is an error, and within a minute: apt-get would go on with what it has.

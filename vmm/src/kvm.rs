@@ -57,7 +57,7 @@ impl KvmKind {
         match self {
             Self::Pvm => {
                 "no-kvmapf noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000 \
-                 clocksource=kvm-clock noreplace-smp rodata=off percpu_alloc=page \
+                 clocksource=kvm-clock tick_stride=4 noreplace-smp rodata=off percpu_alloc=page \
                  thash_entries=1024 uhash_entries=256 dhash_entries=8192 ihash_entries=8192"
             }
             _ => "",

@@ -12,7 +12,7 @@ use crate::observe::Observer;
 const DEFAULT_FLOOR_MB: u32 = 1024;
 
 /// The checkpoint of an image to fork: with so many vCPUs (`None`: any), the largest floor that is not above what is
-/// asked, else the smallest.
+/// asked, else the smallest. Of several, which other kernels booted, the newest, which is the last.
 fn choose(image: &ImageRecord, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointId> {
     let fitting = || {
         let all = image.checkpoints.iter();
@@ -21,7 +21,7 @@ fn choose(image: &ImageRecord, asked_mb: u32, cpus: Option<u32>) -> Option<Check
     let below = fitting().filter(|checkpoint| checkpoint.floor_mb <= asked_mb);
     below
         .max_by_key(|checkpoint| checkpoint.floor_mb)
-        .or_else(|| fitting().min_by_key(|checkpoint| checkpoint.floor_mb))
+        .or_else(|| fitting().rev().min_by_key(|checkpoint| checkpoint.floor_mb))
         .map(|checkpoint| checkpoint.id)
 }
 
@@ -92,5 +92,14 @@ mod tests {
         assert_eq!(chosen(100, Some(1)).as_deref(), Some("a"));
         assert_eq!(chosen(0, Some(2)).as_deref(), Some("d"));
         assert_eq!(chosen(9999, Some(4)), None);
+    }
+
+    #[test]
+    fn of_equal_checkpoints_the_newest_is_forked() {
+        let image = image(&[(512, 1, 'a'), (512, 1, 'b')]);
+        for asked in [0, 512, 1024] {
+            let chosen = choose(&image, asked, None).map(|id| id.to_string()[..1].to_owned());
+            assert_eq!(chosen.as_deref(), Some("b"), "for {asked}");
+        }
     }
 }
