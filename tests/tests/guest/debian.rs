@@ -10,7 +10,7 @@ use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
 use spore_tests::{host, left};
 
-use crate::image::{On, checkpoint_of, run_step};
+use crate::image::{On, checkpoint_after, run_step};
 
 /// What a checkpoint of a Debian image at rest may be, in MiB.
 const AT_REST_MB: u64 = 120;
@@ -125,9 +125,10 @@ pub fn forks_made_in_the_same_second_draw_different_tls_randoms() {
     let built = spore_builder::build(&host, &bare, &Options::offline(), &mut On(|_: BuildEvent<'_>| {}));
     let store = host.store();
     // Python is in its memory, and need not be read from the disk eight times.
-    let mut parent = Sandbox::fork(store, &built.unwrap().checkpoint);
+    let first = built.unwrap().checkpoint;
+    let mut parent = Sandbox::fork(store, &first);
     let parents = client_random(&mut parent);
-    let checkpoint = checkpoint_of(&mut parent, store);
+    let checkpoint = checkpoint_after(&first, &mut parent, store);
     drop(parent);
     let forks: Vec<Sandbox> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..FORKS)

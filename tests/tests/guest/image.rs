@@ -203,9 +203,14 @@ impl Copy {
     }
 }
 
-/// A checkpoint of a sandbox.
+/// A checkpoint of a sandbox of the image.
 pub fn checkpoint_of(sandbox: &mut Sandbox, store: &Store) -> CheckpointId {
-    let kernel = store.manifest(&image().checkpoint()).unwrap().kernel;
+    checkpoint_after(&image().checkpoint(), sandbox, store)
+}
+
+/// A checkpoint of a sandbox that is a fork of another.
+pub fn checkpoint_after(first: &CheckpointId, sandbox: &mut Sandbox, store: &Store) -> CheckpointId {
+    let kernel = store.manifest(first).unwrap().kernel;
     let plan = CheckpointPlan {
         kind: CheckpointKind::Sandbox,
         kernel,
