@@ -13,7 +13,7 @@ use spore_types::{ErrorReply, ExecControl, ExecReport, ExecRequest, ExecResult, 
 use tokio::sync::{mpsc, oneshot};
 
 use super::extract::{Body, Path};
-use super::feed::{Feed, Wish};
+use super::feed::{Feed, MAX_WAITING, Wish};
 use super::{Shared, blocking};
 use crate::engine::agent::{Cut, connect, explain};
 use crate::engine::exec::{Collected, result, to_agent, tty};
@@ -22,8 +22,6 @@ use crate::error::{Error, Result};
 
 /// How long a client may take to say what it wants to run.
 const FIRST: Duration = Duration::from_secs(30);
-/// The longest message, in bytes.
-const MAX_MESSAGE: usize = 1 << 20;
 /// Messages on their way to the client.
 const PIECES: usize = 16;
 
@@ -60,7 +58,7 @@ pub async fn stream(
     let upgrade = upgrade.map_err(|rejection| Error::invalid(rejection.body_text()))?;
     let sandbox = engine.sandbox(&id)?;
     Ok(upgrade
-        .max_message_size(MAX_MESSAGE)
+        .max_message_size(MAX_WAITING)
         .on_upgrade(move |socket| async move {
             let slots = engine.clone();
             let report = match slots.exec_slot() {

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::engine::exec::tty;
 
-/// Bytes of input that wait here at most. A message has no more.
+/// Bytes of input that wait here at most, and the most of a message: what is longer would never have room.
 pub const MAX_WAITING: usize = 1 << 20;
 /// Signals, sizes and ends that wait here at most.
 const MAX_CONTROLS: usize = 64;

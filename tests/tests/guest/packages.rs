@@ -16,9 +16,8 @@ use crate::builds::assert_nothing_was_built;
 use crate::image::{On, base64, run_step};
 
 /// How long a step may take that finds nobody at the other end: apt's 20 s, twice, and what programs cost to start
-/// where guests are interpreted and share two processors with others: 214 s on the slowest host so far. How often apt
-/// asks says more, and the same on each.
-const SOON: Duration = Duration::from_secs(600);
+/// where guests are interpreted and share two processors with others.
+const SOON: Duration = Duration::from_secs(240);
 /// How many packets that ask for a connection apt may send meanwhile: in 20 s of the guest's time it is five, twice
 /// (after 1, 3, 7 and 15 s again). As the base has it, it would be 20: 30 s, four times.
 const ASKED: std::ops::RangeInclusive<u32> = 2..=14;
