@@ -132,6 +132,12 @@ impl Sandbox {
         self.agent.write_file(path, None, &mut bytes.as_ref()).unwrap();
     }
 
+    /// Writes a file that can be executed.
+    pub fn put_program(&mut self, path: &str, bytes: impl AsRef<[u8]>) {
+        let put = self.agent.write_file(path, Some(0o755), &mut bytes.as_ref());
+        put.unwrap();
+    }
+
     /// Reads a file that may not be there.
     pub fn get(&mut self, path: &str) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -25,10 +25,7 @@ pub struct Testimony {
 
 /// Starts it in a guest, in a session and a mount namespace of its own.
 pub fn start(sandbox: &mut Sandbox) {
-    sandbox
-        .agent
-        .write_file(PATH, Some(0o755), &mut &*PROGRAM)
-        .unwrap();
+    sandbox.put_program(PATH, PROGRAM);
     sandbox.sh(&format!(
         "mkfifo {FIFO} && unshare -m setsid {PATH} {FIFO} >/dev/null 2>&1 &"
     ));

@@ -15,12 +15,16 @@ use crate::image::{On, checkpoint_after, run_step};
 /// What a checkpoint of a Debian image at rest may be, in MiB.
 const AT_REST_MB: u64 = 120;
 
-fn manifest(last: &str) -> Manifest {
+/// What runs last: all that was installed, and a look for what must not be left of it.
+const LAST: &str =
+    "hello; python3 -c 'import six; print(six.__name__)'; ls /var/lib/apt/lists /var/cache/apt/archives";
+
+fn manifest() -> Manifest {
     let install = |kind: &str, package: &str| json!({"type": kind, "args": {"packages": [package]}});
     let steps: [Value; 3] = [
         install("apt_install", "hello"),
         install("pip_install", "six"),
-        run_step(last),
+        run_step(LAST),
     ];
     let json = json!({"base": "debian", "steps": steps, "builderMemoryMB": 1024});
     Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap()
@@ -48,8 +52,6 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
     // The host's one network: it is shared with whatever Spore there is on this machine.
     let before = taps();
     let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
-    let six =
-        "hello; python3 -c 'import six; print(six.__name__)'; ls /var/lib/apt/lists /var/cache/apt/archives";
     let mut output = Vec::new();
     let mut build = || {
         let mut observer = On(|event: BuildEvent<'_>| {
@@ -57,7 +59,7 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
                 output.extend(bytes);
             }
         });
-        spore_builder::build(&host, &manifest(six), &Options::default(), &mut observer)
+        spore_builder::build(&host, &manifest(), &Options::default(), &mut observer)
     };
     // A mirror may be out of reach for a moment: the build says so, and goes on where it was.
     let built = build().or_else(|error| {

@@ -279,11 +279,7 @@ fn with_hooks(hooks: &[(&str, &str)]) -> (Sandbox, CheckpointId) {
     let mut parent = image().fork();
     for (name, script) in hooks {
         let script = format!("#!/bin/sh\n{script}\n");
-        let path = format!("{HOOKS}/{name}");
-        parent
-            .agent
-            .write_file(&path, Some(0o755), &mut script.as_bytes())
-            .unwrap();
+        parent.put_program(&format!("{HOOKS}/{name}"), script);
     }
     parent.put(&format!("{HOOKS}/0-README"), "not a program");
     let id = checkpoint_of(&mut parent, image().store());

@@ -26,15 +26,8 @@ fn fork_of(copy: &Copy, id: &CheckpointId) -> Result<Guest, GuestError> {
 fn with_hook(script: &str) -> (GuestError, Duration) {
     let store = image().store();
     let mut parent = image().fork();
-    let stall = parent
-        .agent
-        .write_file("/run/stall", Some(0o755), &mut &*stall::PROGRAM);
-    stall.unwrap();
-    let hook = format!("#!/bin/sh\n{script}\n");
-    let written = parent
-        .agent
-        .write_file("/etc/spore/on-fork.d/1", Some(0o755), &mut hook.as_bytes());
-    written.unwrap();
+    parent.put_program("/run/stall", stall::PROGRAM);
+    parent.put_program("/etc/spore/on-fork.d/1", format!("#!/bin/sh\n{script}\n"));
     let id = checkpoint_of(&mut parent, store);
     let checkpoint = store.open_checkpoint(&id).unwrap();
     let started = Instant::now();
