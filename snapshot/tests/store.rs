@@ -5,8 +5,9 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::*;
@@ -220,6 +221,33 @@ fn nothing_is_collected_when_a_record_cannot_be_read() {
         StoreError::BadRecord { .. }
     ));
     assert!(store.layer(&layer).is_ok());
+}
+
+/// It has copies of its parent's descriptors until it executes its program.
+#[test]
+fn a_child_just_forked_does_not_hold_what_its_parent_let_go() {
+    let (_dir, store) = store();
+    let hold = store.hold().unwrap();
+    let (mut arrived, arrive) = std::io::pipe().unwrap();
+    let (wait, mut release) = std::io::pipe().unwrap();
+    let mut command = Command::new("true");
+    let stop = move || {
+        (&arrive).write_all(b"!")?;
+        (&wait).read_exact(&mut [0])
+    };
+    // SAFETY: between fork(2) and execve(2) it only reads and writes pipes, and allocates nothing.
+    unsafe { command.pre_exec(stop) };
+    let collected = std::thread::scope(|scope| {
+        scope.spawn(|| command.status().unwrap());
+        arrived.read_exact(&mut [0]).unwrap();
+        let while_held = store.gc(&Keep::default());
+        drop(hold);
+        let after = store.gc(&Keep::default());
+        release.write_all(b"!").unwrap();
+        (while_held, after)
+    });
+    assert!(matches!(collected.0, Err(StoreError::Busy)), "{:?}", collected.0);
+    assert!(collected.1.is_ok(), "{:?}", collected.1);
 }
 
 #[test]

@@ -60,7 +60,25 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 /// While this lives, no garbage is collected: what was just put into the store stays until something refers to
 /// it. Any number of them may be held at once.
 #[derive(Debug)]
-pub struct Hold(#[allow(dead_code, reason = "held for its lock")] File);
+pub struct Hold(#[allow(dead_code, reason = "held for its lock")] Lock);
+
+/// A lock that its owner gives up when it is dropped, whoever has a copy of the descriptor by then: a child of this
+/// process has one of every descriptor until it executes its program, and a lock that went only with the last copy
+/// would be held a while longer, by nobody.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    owner: u32,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.owner == std::process::id() {
+            // It fails for a descriptor that isn't open, and this one is.
+            let _ = flock(&self.file, FlockOperation::Unlock);
+        }
+    }
+}
 
 impl Store {
     /// Keeps garbage from being collected. Hold it from adopting a layer until a checkpoint, an image or a
@@ -73,21 +91,21 @@ impl Store {
     }
 
     /// The collector's side: fails with [`StoreError::Busy`] while anyone holds.
-    pub(super) fn exclude_holders(&self) -> Result<File, StoreError> {
+    pub(super) fn exclude_holders(&self) -> Result<Lock, StoreError> {
         self.gc_lock(FlockOperation::NonBlockingLockExclusive)
     }
 
     /// For changes of image records that read before they write.
-    pub(super) fn lock_images(&self) -> Result<File, StoreError> {
+    pub(super) fn lock_images(&self) -> Result<Lock, StoreError> {
         lock(&self.images_dir().join(".lock"), FlockOperation::LockExclusive)
     }
 
-    fn gc_lock(&self, operation: FlockOperation) -> Result<File, StoreError> {
+    fn gc_lock(&self, operation: FlockOperation) -> Result<Lock, StoreError> {
         lock(&self.root.join(".hold"), operation)
     }
 }
 
-fn lock(path: &Path, operation: FlockOperation) -> Result<File, StoreError> {
+fn lock(path: &Path, operation: FlockOperation) -> Result<Lock, StoreError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -98,7 +116,12 @@ fn lock(path: &Path, operation: FlockOperation) -> Result<File, StoreError> {
         .map_err(StoreError::io("open", path))?;
     loop {
         match flock(&file, operation) {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                return Ok(Lock {
+                    file,
+                    owner: std::process::id(),
+                });
+            }
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => return Err(StoreError::Busy),
             Err(errno) => return Err(StoreError::io("lock", path)(errno.into())),
