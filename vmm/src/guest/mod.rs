@@ -10,6 +10,7 @@ mod checkpoint;
 mod grow_disk;
 mod launch;
 mod live_fork;
+mod nudge;
 mod resize;
 mod someone;
 mod template;

@@ -4,17 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::nudge::Nudge;
 use super::{Agent, Guest, GuestError};
 use crate::layout::MIB;
 
 /// A guest that plugs or unplugs nothing for this long is not going to: all nudges, and what the last one started.
 const STALL: Duration = Duration::from_secs(120);
-/// A driver that could not unplug waits for 50 to 300 s before it tries again (`VIRTIO_MEM_RETRY_TIMER_MIN_MS` in
-/// drivers/virtio/virtio_mem.c). After this long without progress it is asked anew, and each time after twice as long:
-/// being asked also makes it drop what it is about (`config_changed` in `virtio_mem_fake_offline`), which may be one of
-/// five tries to free a whole memory block. Where that takes longer than we wait, it would never come to trying the
-/// block's parts.
-const NUDGE: Duration = Duration::from_secs(5);
 /// Between two looks at the device.
 const LOOK: Duration = Duration::from_millis(10);
 /// MemTotal may fall short of what is plugged by this much: per-CPU data of a new zone and the like.
@@ -115,17 +110,16 @@ impl Guest {
         }
 
         let mut plugged = before.plugged_bytes;
-        let (mut moved, mut nudged, mut patience) = (Instant::now(), Instant::now(), NUDGE);
+        let (mut moved, mut nudge) = (Instant::now(), Nudge::new(self.pid()));
         while plugged != wanted && moved.elapsed() < STALL {
             std::thread::sleep(LOOK);
             let now = self.vm.stats()?.plugged_bytes;
             if now != plugged {
                 plugged = now;
-                (moved, nudged, patience) = (Instant::now(), Instant::now(), NUDGE);
-            } else if nudged.elapsed() > patience {
-                // The interrupt ends the driver's wait, and it tries again what a page in use kept it from.
+                moved = Instant::now();
+                nudge.rest();
+            } else if nudge.is_due() {
                 self.vm.request_memory(wanted)?;
-                (nudged, patience) = (Instant::now(), patience * 2);
             }
         }
         let shown = |total: u64| total + kept + TOLERANCE >= before.boot_bytes + plugged;

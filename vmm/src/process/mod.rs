@@ -8,6 +8,7 @@
 
 mod born;
 mod client;
+mod cpu_time;
 mod error;
 mod files;
 mod fork;
@@ -21,6 +22,7 @@ mod wire;
 
 pub(crate) use client::CONSOLE_LINES;
 pub use client::VmHandle;
+pub use cpu_time::cpu_time;
 pub(crate) use error::Refused;
 pub use error::{VmError, errno_in, serial};
 pub use files::Overlays;
