@@ -18,6 +18,23 @@ use crate::views::Views;
 /// small, because some programs close them all one by one.
 const MAX_DESCRIPTORS: u64 = 524_288;
 
+/// What the kernel does by itself to tidy memory, and how it is told not to. For a sandbox it is a loss: to collapse
+/// pages into a huge one or to move them together is to write them, and a fork shares with its siblings what it has not
+/// written. And an idle guest would wake for it, twice a second for the second.
+///
+/// Huge pages are still had at the first touch of memory, which copies nothing; and whoever needs memory in one piece
+/// still has it made.
+const TIDYING: [(&str, &str, &str); 2] = [
+    // khugepaged: the longest sleep there is between two scans (mm/khugepaged.c).
+    (
+        "huge pages",
+        "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
+        "4294967295",
+    ),
+    // kcompactd: on demand only (mm/compaction.c).
+    ("compaction", "/proc/sys/vm/compaction_proactiveness", "0"),
+];
+
 struct Mount {
     place: &'static str,
     kind: &'static str,
@@ -118,6 +135,9 @@ pub fn boot(network: &Networking) -> Views {
         maximum: Some(MAX_DESCRIPTORS),
     };
     complain("descriptor limit", setrlimit(Resource::Nofile, limit));
+    for (what, file, value) in TIDYING {
+        complain(what, set(file, value));
+    }
     views
 }
 
@@ -173,6 +193,14 @@ fn make_root_writable() -> io::Result<()> {
     match rustix::fs::access("/", rustix::fs::Access::WRITE_OK) {
         Err(Errno::ROFS) => Ok(mount_remount("/", MountFlags::empty(), "")?),
         other => Ok(other?),
+    }
+}
+
+/// A kernel without what the file stands for needs no telling.
+fn set(file: &str, value: &str) -> io::Result<()> {
+    match fs::write(file, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

@@ -34,6 +34,7 @@ pub mod frame;
 mod hello;
 pub mod message;
 pub mod network;
+mod window;
 
 pub use client::{AgentClient, ClientError, ExecEvent, ExecOutput, ExecWriter, OutputStream};
 pub use connect::{ConnectError, connect_handshake};
@@ -45,6 +46,7 @@ pub use message::{
     Reply, Request, Status, StdinMode, TtySize,
 };
 pub use network::{Network, NetworkError};
+pub use window::StdinWindow;
 
 /// The version of this protocol. Both ends must have the same one; there is no negotiation,
 /// because the agent is part of the image and the host knows which images it can run.
@@ -59,5 +61,5 @@ pub const CHUNK_BYTES: usize = 64 * 1024;
 
 /// How many bytes of standard input may be on the way to a process without being acknowledged
 /// by [`Reply::StdinAck`]. The agent always has room for them, so a host that respects the
-/// window may feed input and collect output from a single thread.
+/// window ([`StdinWindow`] counts it) may feed input and collect output from a single thread.
 pub const STDIN_WINDOW_BYTES: usize = 128 * 1024;

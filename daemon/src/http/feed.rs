@@ -2,14 +2,14 @@
 //!
 //! What a client says reaches the command in its order, with one exception: while the command does not read its input,
 //! signals and terminal sizes go past what waits. For that the agent is never sent more input than it has room for
-//! ([`STDIN_WINDOW_BYTES`]), and [`MAX_WAITING`] bytes are kept here. A client that sends more is not read from, its
+//! ([`StdinWindow`]), and [`MAX_WAITING`] bytes are kept here. A client that sends more is not read from, its
 //! signals neither, until the command has taken some.
 
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use spore_protocol::{ClientError, ExecWriter, STDIN_WINDOW_BYTES};
+use spore_protocol::{ClientError, ExecWriter, StdinWindow};
 use spore_types::ExecControl;
 use tokio::sync::Semaphore;
 
@@ -49,8 +49,7 @@ pub struct Feed {
 #[derive(Debug)]
 struct Waiting {
     wishes: VecDeque<Wish>,
-    /// Bytes that the agent has room for.
-    window: usize,
+    window: StdinWindow,
     closed: bool,
 }
 
@@ -59,7 +58,7 @@ impl Feed {
         Self {
             waiting: Mutex::new(Waiting {
                 wishes: VecDeque::new(),
-                window: STDIN_WINDOW_BYTES,
+                window: StdinWindow::default(),
                 closed: false,
             }),
             changed: Condvar::new(),
@@ -94,12 +93,7 @@ impl Feed {
 
     /// The agent has room for so many bytes more.
     pub fn acknowledge(&self, count: u32) {
-        let mut waiting = self.lock();
-        let window = waiting
-            .window
-            .saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
-        waiting.window = window.min(STDIN_WINDOW_BYTES);
-        drop(waiting);
+        self.lock().window.acknowledge(count);
         self.changed.notify_all();
     }
 
@@ -143,18 +137,19 @@ impl Feed {
 
 impl Waiting {
     fn take(&mut self) -> Option<Wish> {
+        let room = self.window.room();
         match self.wishes.front_mut()? {
-            Wish::Input(_) if self.window == 0 => {
+            Wish::Input(_) if room == 0 => {
                 let at = self.wishes.iter().position(Wish::is_urgent)?;
                 self.wishes.remove(at)
             }
-            Wish::Input(bytes) if bytes.len() > self.window => {
-                let rest = bytes.split_off(self.window);
-                self.window = 0;
+            Wish::Input(bytes) if bytes.len() > room => {
+                let rest = bytes.split_off(room);
+                self.window.send(room);
                 Some(Wish::Input(std::mem::replace(bytes, rest)))
             }
             Wish::Input(bytes) => {
-                self.window -= bytes.len();
+                self.window.send(bytes.len());
                 self.wishes.pop_front()
             }
             Wish::Control(_) => self.wishes.pop_front(),
@@ -173,6 +168,7 @@ fn send(writer: &mut ExecWriter<impl Write>, wish: &Wish) -> Result<(), ClientEr
 
 #[cfg(test)]
 mod tests {
+    use spore_protocol::STDIN_WINDOW_BYTES;
     use spore_types::ExecSignal;
 
     use super::*;

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use spore_builder::observe::BuildEvent;
 use spore_builder::{Host, Manifest, Options};
 use spore_protocol::ExecRequest;
+use spore_snapshot::CheckpointId;
+use spore_snapshot::store::Store;
 use spore_tests::data::Scratch;
 use spore_tests::sandbox::Sandbox;
 use spore_tests::{host, left};
@@ -41,7 +43,7 @@ fn taps() -> Vec<String> {
         .collect()
 }
 
-pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
+pub fn packages_are_installed_and_forks_have_them_and_tls_randoms_of_their_own() {
     if std::env::var_os("SPORE_REGISTRY").is_none() {
         println!(
             "SKIPPED: no package registry: `make guest-test` says so in SPORE_REGISTRY when there is one"
@@ -88,7 +90,7 @@ pub fn packages_are_installed_in_a_guest_and_its_forks_have_them() {
     let mut fork = Sandbox::fork(host.store(), &built.checkpoint);
     assert_eq!(fork.sh("hello"), "Hello, world!");
     assert_eq!(fork.sh("id -un 1000; id -u"), "sandbox\n0");
-    drop(fork);
+    tls_randoms_differ(host.store(), &built.checkpoint, fork);
 
     drop(host);
     assert_eq!(left::in_store(scratch.path()), [""; 0]);
@@ -113,24 +115,11 @@ print(hello[11:43].hex())
 /// Forks of one checkpoint.
 const FORKS: usize = 8;
 
-pub fn forks_made_in_the_same_second_draw_different_tls_randoms() {
-    if !host::cache().join("bases/debian").exists() {
-        println!(
-            "SKIPPED: there is no base \"debian\": `make base-debian` makes it where there is a package registry"
-        );
-        return;
-    }
-    let scratch = Scratch::new();
-    let host = Host::open(scratch.path(), &host::cache(), None).unwrap();
-    let bare = br#"{"base": "debian", "steps": [], "builderMemoryMB": 512, "runtimeMemoryMB": 512}"#;
-    let bare = Manifest::parse(bare, &host::limits()).unwrap();
-    let built = spore_builder::build(&host, &bare, &Options::offline(), &mut On(|_: BuildEvent<'_>| {}));
-    let store = host.store();
-    // Python is in its memory, and need not be read from the disk eight times.
-    let first = built.unwrap().checkpoint;
-    let mut parent = Sandbox::fork(store, &first);
+/// Forks made in the same second of a sandbox that has drawn one already: Python is in its memory, and need not be read
+/// from the disk eight times.
+fn tls_randoms_differ(store: &Store, first: &CheckpointId, mut parent: Sandbox) {
     let parents = client_random(&mut parent);
-    let checkpoint = checkpoint_after(&first, &mut parent, store);
+    let checkpoint = checkpoint_after(first, &mut parent, store);
     drop(parent);
     let forks: Vec<Sandbox> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..FORKS)

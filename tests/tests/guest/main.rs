@@ -45,8 +45,7 @@ fn main() -> ExitCode {
     // In the order they start: builds take longest, and the first makes the image that most others wait for.
     let mut tests = tests! {
         debian:
-            packages_are_installed_in_a_guest_and_its_forks_have_them,
-            forks_made_in_the_same_second_draw_different_tls_randoms;
+            packages_are_installed_and_forks_have_them_and_tls_randoms_of_their_own;
         packages:
             what_goes_wrong_with_packages_is_told_and_can_be_tried_again;
         builds:
@@ -64,7 +63,8 @@ fn main() -> ExitCode {
         memory:
             growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back,
             a_guest_grows_while_it_is_busy,
-            a_request_outside_the_limits_is_clamped_to_the_floor_or_refused;
+            a_request_outside_the_limits_is_clamped_to_the_floor_or_refused,
+            a_guest_moves_no_memory_by_itself;
         disk:
             a_fork_can_have_a_larger_disk_and_its_forks_and_checkpoints_have_it_too,
             a_smaller_disk_is_refused_and_one_of_the_same_size_is_there,

@@ -137,3 +137,11 @@ pub fn a_request_outside_the_limits_is_clamped_to_the_floor_or_refused() {
     assert!(guest.resize(agent, u32::MAX).is_err());
     assert_eq!(guest.vm().stats().unwrap().plugged_bytes, 200 << 20);
 }
+
+/// What is moved is written, and a fork shares with its siblings what it has not written.
+pub fn a_guest_moves_no_memory_by_itself() {
+    let mut fork = image().fork();
+    let collapse = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs";
+    assert_eq!(fork.sh(&format!("cat {collapse}")), u32::MAX.to_string());
+    assert_eq!(fork.sh("cat /proc/sys/vm/compaction_proactiveness"), "0");
+}

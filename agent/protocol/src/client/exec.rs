@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use super::{AgentClient, ClientError, read_some, unexpected};
 use crate::frame;
 use crate::message::{ExecOutcome, ExecRequest, HostFrame, Reply, Request, StdinMode, TtySize};
-use crate::{CHUNK_BYTES, STDIN_WINDOW_BYTES};
+use crate::{CHUNK_BYTES, StdinWindow};
 
 /// Which of a process's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl<S: Read + Write> AgentClient<S> {
         sink: &mut dyn FnMut(OutputStream, &[u8]) -> io::Result<()>,
     ) -> Result<ExecOutcome, ClientError> {
         let mut feed = (request.stdin == StdinMode::Piped).then_some(stdin);
-        let mut window = STDIN_WINDOW_BYTES;
+        let mut window = StdinWindow::default();
         self.open(Request::Exec(request.clone()))?;
         // Input that is there already travels with the request.
         self.feed_stdin(&mut feed, &mut window)?;
@@ -62,7 +62,7 @@ impl<S: Read + Write> AgentClient<S> {
             match self.next_event()? {
                 ExecEvent::Output(stream, bytes) => sink(stream, bytes).map_err(ClientError::Local)?,
                 ExecEvent::StdinAck(count) => {
-                    window = (window + count as usize).min(STDIN_WINDOW_BYTES);
+                    window.acknowledge(count);
                     self.feed_stdin(&mut feed, &mut window)?;
                     self.flush()?;
                 }
@@ -142,22 +142,22 @@ impl<S: Read + Write> AgentClient<S> {
     fn feed_stdin(
         &mut self,
         feed: &mut Option<&mut dyn Read>,
-        window: &mut usize,
+        window: &mut StdinWindow,
     ) -> Result<(), ClientError> {
-        if feed.is_none() || *window == 0 {
+        if feed.is_none() || window.room() == 0 {
             return Ok(());
         }
         let mut chunk = vec![0; CHUNK_BYTES];
         while let Some(stdin) = feed
-            && *window > 0
+            && window.room() > 0
         {
-            let room = chunk.len().min(*window);
+            let room = chunk.len().min(window.room());
             let count = read_some(*stdin, &mut chunk[..room])?;
             if count == 0 {
                 *feed = None;
                 self.push(&HostFrame::StdinEof)?;
             } else {
-                *window -= count;
+                window.send(count);
                 self.push(&HostFrame::Stdin(&chunk[..count]))?;
             }
         }
