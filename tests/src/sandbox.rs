@@ -10,8 +10,9 @@ use spore_snapshot::store::Store;
 use spore_vmm::guest::{Agent, Granted, Guest, LiveFork, Someone};
 use spore_vmm::machine::Identity;
 
-/// No test waits longer for one answer.
-pub const LIMIT: Duration = Duration::from_secs(120);
+/// No test waits longer for one answer: a guest may have to fill memory while sixteen of another test have the two
+/// processors.
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// A guest and a connection to its agent.
 pub struct Sandbox {

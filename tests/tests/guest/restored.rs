@@ -176,7 +176,7 @@ pub fn file_system_of_is_clean(store: &Store, sandbox: Sandbox) {
 }
 
 pub fn memory_comes_back_bit_for_bit() {
-    const MIB: u32 = 256;
+    const MIB: u32 = 160;
     const GROWN: u32 = 128;
     let store = image().store();
     let mut parent = image().fork();
