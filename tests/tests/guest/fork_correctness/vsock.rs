@@ -32,8 +32,17 @@ fn transfer(sandbox: &mut Sandbox) -> JoinHandle<ExecOutput> {
 fn arrived(transfer: JoinHandle<ExecOutput>) {
     let output = transfer.join().unwrap();
     assert!(output.outcome.status.success(), "{:?}", output.outcome);
-    assert_eq!(output.stdout.len(), input().len());
-    assert!(output.stdout == input());
+    let input = input();
+    assert_eq!(output.stdout.len(), input.len());
+    let differ = |&at: &usize| output.stdout[at] != input[at];
+    let wrong: Vec<usize> = (0..input.len()).filter(differ).collect();
+    assert!(
+        wrong.is_empty(),
+        "{} bytes are wrong, the first at {}, the last at {}",
+        wrong.len(),
+        wrong[0],
+        wrong[wrong.len() - 1]
+    );
 }
 
 /// That bytes pass a guest both ways.
