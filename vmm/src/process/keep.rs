@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use super::stat::start_time;
 use crate::{random, socket};
 
 /// The version of [`Record`].
@@ -268,20 +269,6 @@ pub fn listener_in(dir: &Path) -> io::Result<Option<(Pid, OwnedFd)>> {
         true => Ok(Some((pid, held))),
         false => Ok(None),
     }
-}
-
-/// When a process was started, in clock ticks since the host booted (proc_pid_stat(5), field 22).
-///
-/// # Errors
-/// When there is no such process.
-pub fn start_time(pid: u32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, the second field, is in parentheses and may have any character in it.
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let field = after_name.split_whitespace().nth(22 - 3);
-    field
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other("the host does not say when a process was started"))
 }
 
 fn boot_id() -> io::Result<String> {

@@ -8,7 +8,6 @@
 
 mod born;
 mod client;
-mod cpu_time;
 mod error;
 mod files;
 mod fork;
@@ -18,11 +17,11 @@ mod outlive;
 mod owned;
 mod program;
 pub mod server;
+mod stat;
 mod wire;
 
 pub(crate) use client::CONSOLE_LINES;
 pub use client::VmHandle;
-pub use cpu_time::cpu_time;
 pub(crate) use error::Refused;
 pub use error::{VmError, errno_in, serial};
 pub use files::Overlays;
@@ -33,4 +32,5 @@ pub use message::{BootSpec, Failure, FailureKind, LoadSpec, Saved, Split, VmStat
 pub use owned::Killer;
 pub(crate) use owned::Process;
 pub use program::{confinement, program};
+pub use stat::cpu_time;
 pub(crate) use wire::Descriptors;
