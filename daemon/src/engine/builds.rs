@@ -60,7 +60,17 @@ impl Build {
     }
 
     fn say(&self, message: BuildMessage) {
+        self.say_in(self.log(), message);
+    }
+
+    /// Says the last thing of it. Who hears that finds it ended.
+    fn end(&self, message: BuildMessage, took: Duration) {
         let mut log = self.log();
+        log.ended = Some((Instant::now(), took));
+        self.say_in(log, message);
+    }
+
+    fn say_in(&self, mut log: MutexGuard<'_, Log>, message: BuildMessage) {
         if let BuildMessage::Output { text } = &message {
             let before = log.output_bytes;
             log.output_bytes += text.len();
@@ -320,10 +330,11 @@ impl Engine {
         let thread = std::thread::Builder::new().name("build".into());
         let running = build.clone();
         let spawned = thread.spawn(move || {
-            let _promise = promise;
             let mut teller = Teller(&running);
             let built = spore_builder::build(&engine.host, &manifest, &options, &mut teller);
             let result = built.map(|built| show(&built.image)).map_err(Error::from);
+            // Who hears of the end may use the memory.
+            drop(promise);
             engine.close(&running, result);
         });
         if let Err(error) = spawned {
@@ -339,14 +350,13 @@ impl Engine {
             Ok(image) => (Some(image.id.clone()), None),
             Err(error) => (None, Some(error.code())),
         };
-        build.say(match result {
+        let last = match result {
             Ok(image) => BuildMessage::Image { image },
             Err(error) => BuildMessage::Error {
                 error: error.into_body(),
             },
-        });
-        build.log().ended = Some((Instant::now(), took));
-        build.changed.send_modify(|_| {});
+        };
+        build.end(last, took);
         self.events.tell(EventKind::BuildEnded {
             build: build.id.clone(),
             image,
