@@ -53,15 +53,15 @@ impl KvmKind {
     /// A software KVM interprets guest kernel mode: the first options keep the kernel from
     /// instructions that are missing there, the others from set-up work that takes it seconds
     /// (docs/guest-kernel.md has the figures). The last is no option of the kernel's, which hands it to the first
-    /// program as its environment: the agent must not use AVX, whose registers such a kernel does not switch between
-    /// its threads (docs/decisions/0018).
+    /// program as its environment: the agent, and the commands it hands that on to, must not use AVX, whose registers
+    /// such a kernel does not switch (docs/decisions/0018). Names that a version of glibc does not know are passed over.
     pub fn guest_options(self) -> &'static str {
         match self {
             Self::Pvm => {
                 "no-kvmapf noxsave nosmap clearcpuid=cx16,erms,fsrm,popcnt,smap lpj=10400000 \
                  clocksource=kvm-clock tick_stride=4 noreplace-smp rodata=off percpu_alloc=page \
                  thash_entries=1024 uhash_entries=256 dhash_entries=8192 ihash_entries=8192 \
-                 GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Usable,-AVX2_Usable,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load"
+                 GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Usable,-AVX2_Usable,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load,-FMA,-FMA4"
             }
             _ => "",
         }

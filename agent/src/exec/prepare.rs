@@ -54,7 +54,7 @@ pub fn prepare(
     request.tty.map_or(Ok(()), TtySize::check)?;
     let home = user.as_ref().map_or(HOME, |user| &user.home);
     let mut env: BTreeMap<&str, &str> = BTreeMap::from([("PATH", PATH), ("HOME", home)]);
-    env.extend(registers::defaults().iter().copied());
+    env.extend(registers::defaults());
     if request.tty.is_some() {
         env.insert("TERM", TERM);
     }

@@ -10,20 +10,13 @@
 use std::sync::LazyLock;
 
 /// The variables, for the lowest place in a command's environment: whoever sets one knows why.
-pub fn defaults() -> &'static [(&'static str, &'static str)] {
-    match *AVX_MIXES {
-        true => &WITHOUT_AVX,
-        false => &[],
-    }
+pub fn defaults<'a>() -> impl Iterator<Item = (&'a str, &'a str)> {
+    VARIABLES.iter().map(|(name, value)| (*name, value.as_str()))
 }
 
-const WITHOUT_AVX: [(&str, &str); 3] = [
-    // glibc, Tunables; names that a version does not know are passed over.
-    (
-        "GLIBC_TUNABLES",
-        "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Usable,-AVX2_Usable,-AVX512F,-AVX512VL,-AVX512BW,\
-         -AVX_Fast_Unaligned_Load,-FMA,-FMA4",
-    ),
+/// What glibc is to do without, for us too: the host says it to the first program (`KvmKind::guest_options`).
+const GLIBC: &str = "GLIBC_TUNABLES";
+const OTHERS: [(&str, &str); 2] = [
     // Go, package internal/cpu.
     ("GODEBUG", "cpu.avx=off,cpu.avx2=off,cpu.fma=off"),
     // OPENSSL_ia32cap(3): AVX; AVX2, AVX-512, VAES and VPCLMULQDQ.
@@ -31,15 +24,24 @@ const WITHOUT_AVX: [(&str, &str); 3] = [
 ];
 
 /// Asked once, before there is anybody to wait for it: neither processor nor kernel changes in a guest's life.
-static AVX_MIXES: LazyLock<bool> = LazyLock::new(|| {
+static VARIABLES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| match avx_mixes() {
+    true => {
+        let glibc = std::env::var(GLIBC).map(|value| (GLIBC, value));
+        let others = OTHERS.map(|(name, value)| (name, value.to_owned()));
+        glibc.into_iter().chain(others).collect()
+    }
+    false => Vec::new(),
+});
+
+fn avx_mixes() -> bool {
     // As programs ask: CPUID, then XGETBV.
     let offered = is_x86_feature_detected!("avx");
     offered && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| !switches_avx(&info))
-});
+}
 
 /// Finds it out.
 pub fn look() {
-    LazyLock::force(&AVX_MIXES);
+    LazyLock::force(&VARIABLES);
 }
 
 /// Whether a kernel that shows this as `/proc/cpuinfo` saves AVX registers: only XSAVE does.
@@ -71,6 +73,6 @@ mod tests {
     /// The host's own kernel saves whatever it offers, so nothing is taken from programs.
     #[test]
     fn programs_of_a_kernel_that_switches_all_it_offers_are_told_nothing() {
-        assert_eq!(defaults(), []);
+        assert_eq!(defaults().count(), 0);
     }
 }
