@@ -195,7 +195,7 @@ impl Engine {
 
     fn checkpoint_of_image(&self, name: &str, request: &CreateSandbox) -> Result<(CheckpointId, String)> {
         let store = self.host.store();
-        let image = store.find_record(name)?;
+        let image = self.records.find(store, name)?;
         let id = image.id.as_str().to_owned();
         let vcpus = request.cpus.unwrap_or(1);
         if !(1..=16).contains(&vcpus) {

@@ -22,6 +22,7 @@ pub mod metrics;
 mod prepare;
 pub mod pressure;
 pub mod record;
+mod records;
 pub mod sandbox;
 pub mod update;
 
@@ -40,6 +41,7 @@ use self::events::Events;
 use self::facts::FactsCache;
 use self::ledger::Ledger;
 use self::metrics::Metrics;
+use self::records::RecordCache;
 use self::sandbox::Sandbox;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -62,6 +64,7 @@ pub struct Engine {
     builds: Builds,
     metrics: Metrics,
     facts: Arc<FactsCache>,
+    records: RecordCache,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     draining: AtomicBool,
     execs: AtomicUsize,
@@ -110,6 +113,7 @@ impl Engine {
             events: Arc::default(),
             metrics,
             facts,
+            records: RecordCache::default(),
             sandboxes: Mutex::default(),
             draining: AtomicBool::new(false),
             execs: AtomicUsize::new(0),

@@ -145,6 +145,19 @@ impl Store {
         }
     }
 
+    /// The files that say that `text` means the image `id`, and what that is; `None` where it takes more to say so, as
+    /// with the first digits of an id.
+    pub fn record_files(&self, text: &str, id: &ImageId) -> Option<Vec<PathBuf>> {
+        let record = self.image_path(id);
+        if text == id.as_str() {
+            return Some(vec![record]);
+        }
+        // What could be an id is one as soon as there is such an image.
+        let name = text.parse::<ImageName>().ok();
+        let name = name.filter(|_| text.parse::<ImageId>().is_err())?;
+        Some(vec![self.name_path(&name), record])
+    }
+
     /// The id of which these are the first digits.
     fn id_that_begins(&self, text: &str) -> Result<ImageId, StoreError> {
         let mut matches = match text.len() >= MIN_PREFIX {
