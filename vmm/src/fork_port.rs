@@ -26,6 +26,8 @@ pub enum AfterRead {
 /// What a fork has reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
+    /// When its machine was let run, in monotonic nanoseconds.
+    pub released_ns: Option<u64>,
     /// When it read `FORK` and was stopped there, in monotonic nanoseconds.
     pub parked_ns: Option<u64>,
     /// When it wrote `WOKE`.
@@ -33,6 +35,9 @@ pub struct Report {
     /// When it wrote `READY`, and what.
     pub ready: Option<(u64, u32)>,
 }
+
+/// What is to be done with a report, once.
+pub type Then = Box<dyn FnOnce(Report) + Send>;
 
 /// The port of one machine.
 pub struct ForkPort {
@@ -43,6 +48,8 @@ pub struct ForkPort {
     /// Nothing is held back from the guest.
     awake: AtomicBool,
     report: Mutex<Report>,
+    /// What the vCPU that says it is ready does first.
+    when_ready: Mutex<Option<Then>>,
     /// Readable when a vCPU has parked.
     parked: EventFd,
     /// Readable when the guest wrote `READY`; for the machine's owner.
@@ -63,6 +70,7 @@ impl ForkPort {
             wanted: AtomicBool::new(false),
             awake: AtomicBool::new(!asleep),
             report: Mutex::default(),
+            when_ready: Mutex::default(),
             parked: event()?,
             ready: event()?,
             awoken: event()?,
@@ -110,13 +118,21 @@ impl ForkPort {
                 // The first word counts: a guest cannot take back that a repair failed.
                 if report.ready.is_none() {
                     report.ready = Some((monotonic_ns(), value));
+                    let said = *report;
                     drop(report);
                     // One that is not who it should be never hears from anybody.
                     if value == 0 {
                         self.awake.store(true, Ordering::SeqCst);
+                        // Before threads are woken, which takes longer.
+                        let mut then = self.when_ready();
+                        if let Some(then) = then.take() {
+                            then(said);
+                        }
                         let _ = self.awoken.write(1);
                     }
                     let _ = self.ready.write(1);
+                    // Who was woken may be on this processor, and would wait there for a tick.
+                    std::thread::yield_now();
                 }
             }
             _ => {}
@@ -125,6 +141,28 @@ impl ForkPort {
 
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn when_ready(&self) -> MutexGuard<'_, Option<Then>> {
+        self.when_ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the vCPU on which the guest says that it is who it should be do this, before anybody is woken to hear of
+    /// it. A guest that could not become so does not do it.
+    pub fn do_when_ready(&self, then: Then) {
+        *self.when_ready() = Some(then);
+    }
+
+    /// Whatever [was to be done](ForkPort::do_when_ready) is not any more; false when it has been.
+    pub fn withdraw(&self) -> bool {
+        self.when_ready().take().is_some()
+    }
+
+    /// The machine is let run now. Says when, in monotonic nanoseconds.
+    pub fn released(&self) -> u64 {
+        let now = monotonic_ns();
+        self.report().released_ns = Some(now);
+        now
     }
 
     /// What the guest has reported since the machine was made.
@@ -216,6 +254,31 @@ mod tests {
         assert!(!port.is_awake() && port.awoken_event().read().is_err());
         assert!(port.ready_event().read().is_ok());
         assert_eq!(port.reported().ready.map(|(_, value)| value), Some(2));
+    }
+
+    #[test]
+    fn who_is_ready_does_what_was_to_be_done_once_and_only_then() {
+        let done = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let port = |value: u32, withdrawn: bool| {
+            let port = ForkPort::new(true).unwrap();
+            let released = port.released();
+            let done = done.clone();
+            port.do_when_ready(Box::new(move |report| {
+                assert_eq!(report.released_ns, Some(released));
+                done.lock().unwrap().push(report.ready.map(|(_, value)| value));
+            }));
+            if withdrawn {
+                assert!(port.withdraw());
+            }
+            port.write(READY, &value.to_le_bytes());
+            port.write(READY, &value.to_le_bytes());
+            port.withdraw()
+        };
+        assert!(!port(0, true), "there is nothing any more");
+        assert!(port(2, false), "not by one that could not be repaired");
+        assert!(done.lock().unwrap().is_empty());
+        assert!(!port(0, false));
+        assert_eq!(*done.lock().unwrap(), [Some(0)]);
     }
 
     #[test]

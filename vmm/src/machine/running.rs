@@ -9,7 +9,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::state::clock_from;
 use super::{Identity, Machine, MachineError, Shared, host, ioctl};
-use crate::clock::monotonic_ns;
 use crate::confine::seccomp;
 use crate::exit::{Ended, EndedSlot};
 use crate::fork_port::{ForkPort, Report};
@@ -120,7 +119,7 @@ impl Running {
             self.shared.vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))?;
         }
         // Before: once it is open, whoever waits for a processor may wait for the guest.
-        let released = monotonic_ns();
+        let released = self.shared.port.released();
         self.shared.gate.open();
         self.released = true;
         Ok(released)

@@ -182,8 +182,11 @@ impl Drop for Waiting<'_> {
         let mut inner = self.0.lock();
         inner.waiting -= 1;
         inner.waited = Some(Instant::now());
+        let nobody_else = inner.waiting == 0;
         drop(inner);
-        self.0.wanted.notify_all();
+        if nobody_else {
+            self.0.wanted.notify_all();
+        }
     }
 }
 

@@ -69,8 +69,8 @@ fn framed<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// What the stream reports.
-pub fn send<T: Serialize>(stream: &UnixStream, message: &T) -> io::Result<()> {
-    send_with(stream, message, &[])
+pub fn send<T: Serialize>(mut stream: impl Write, message: &T) -> io::Result<()> {
+    stream.write_all(&framed(message)?)
 }
 
 /// Writes one message and descriptors, which the receiver gets copies of.

@@ -212,11 +212,11 @@ impl Server {
         match request {
             Request::Fork => return self.fork(came),
             Request::Split(spec) => return self.split(&spec, came),
+            Request::Wake(spec) => return self.wake(&spec, came),
             Request::Boot(spec) => self.boot(spec, came),
             Request::Load(spec) => self.load(&spec, came),
             Request::UseWakeSet(pages) => self.use_wake_set(pages),
             Request::Arm(spec) => self.arm(&spec, came),
-            Request::Wake(spec) => self.wake(&spec, came),
             Request::WakeSet => self.wake_set(came),
             Request::Save(spec) => self.save(&spec, came),
             Request::ArmForkPort => self.arm_fork_port(),

@@ -1,21 +1,25 @@
 //! Making a machine, letting it run, asking it things.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use spore_protocol::fork_port::Repair;
 use spore_protocol::network::Network;
 use spore_snapshot::disk::Durability;
 
-use super::{Server, Vm, cannot, failed, failure, from_machine};
+use super::{Answer, Server, Vm, cannot, failed, failure, from_machine};
 use crate::clock::Trace;
 use crate::device_set::{DeviceSet, lock};
 use crate::disk::{self, SharedOverlay};
+use crate::fork_port::Report;
 use crate::machine::{Attachments, BootConfig, Machine};
 use crate::pagemap::Pagemap;
 use crate::process::message::{ArmSpec, BootSpec, Failure, FailureKind, Reply, VmStats, WakeSpec, Woke};
-use crate::process::wire::Descriptors;
+use crate::process::wire::{Descriptors, send};
 use crate::ram::RamLayout;
 use crate::wake_set::WakeSet;
 
@@ -30,6 +34,20 @@ fn connect(devices: &DeviceSet, spec: Option<&Network>, mut came: Descriptors) -
             FailureKind::Conflict,
             "a network card needs a TAP device, and the other way round",
         )),
+    }
+}
+
+/// What an owner is told of a fork that has reported this.
+fn woke(report: Report, mut trace: Trace, why: impl FnOnce() -> String) -> Woke {
+    trace.mark("READY heard");
+    let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
+    Woke {
+        released_ns: report.released_ns.unwrap_or_default(),
+        woke_ns: report.woke_ns,
+        ready_ns: report.ready.map(|(at, _)| at),
+        failed,
+        why: failed.map(|_| why()).unwrap_or_default(),
+        trace,
     }
 }
 
@@ -83,8 +101,9 @@ impl Server {
         Ok(Reply::Armed(trace))
     }
 
-    /// Lets an armed machine run, and waits until it is who it should be.
-    pub(super) fn wake(&mut self, spec: &WakeSpec, came: Descriptors) -> Result<Reply, Failure> {
+    /// Lets an armed machine run, and waits until it is who it should be. The owner hears that from the vCPU that says
+    /// so, and need not wait until this thread has been woken; what else there may be to say is returned.
+    pub(super) fn wake(&mut self, spec: &WakeSpec, came: Descriptors) -> Answer {
         let mut trace = Trace::default();
         trace.mark("wake request received");
         let Vm::Running(running) = &mut self.vm else {
@@ -93,18 +112,29 @@ impl Server {
         connect(running.devices(), spec.identity.network.as_ref(), came)?;
         running.write_mailbox(&spec.identity).map_err(from_machine)?;
         trace.mark("mailbox written");
-        let released_ns = running.release().map_err(from_machine)?;
+        let told = Arc::new(AtomicBool::new(false));
+        if let Some(control) = &self.control {
+            // As a file: a vCPU's thread may write, and not send.
+            let control = control.try_clone().map_err(failed(FailureKind::Host))?;
+            let (control, trace, told) = (File::from(OwnedFd::from(control)), trace.clone(), told.clone());
+            running.fork_port().do_when_ready(Box::new(move |report| {
+                // An owner that is gone is found out by who listens to it.
+                let sent = send(&control, &Reply::Woke(woke(report, trace, String::new)));
+                told.store(sent.is_ok(), Ordering::SeqCst);
+            }));
+        }
+        running.release().map_err(from_machine)?;
         let report = running.await_ready(Duration::from_millis(spec.limit_ms));
-        trace.mark("READY heard");
-        let failed = report.ready.and_then(|(_, value)| Repair::from_register(value));
-        Ok(Reply::Woke(Woke {
-            released_ns,
-            woke_ns: report.woke_ns,
-            ready_ns: report.ready.map(|(at, _)| at),
-            failed,
-            why: failed.map(|_| running.why_not_ready()).unwrap_or_default(),
-            trace,
-        }))
+        // Also one that says so just now: then it has not been told.
+        let nobody_told = running.fork_port().withdraw();
+        if nobody_told {
+            let woke = woke(report, trace, || running.why_not_ready());
+            return Ok(Some(Reply::Woke(woke)));
+        }
+        if told.load(Ordering::SeqCst) {
+            self.has_woken();
+        }
+        Ok(None)
     }
 
     pub(super) fn wake_set(&self, mut came: Descriptors) -> Result<Reply, Failure> {
