@@ -6,6 +6,7 @@
 #
 # With SPORE_SOCKET and SPORE_TEST_IMAGE there are tests with that real daemon, with SPORE_TEST_BASE one of them builds an
 # image on it, and with SPORE_OPENAPI (a file) the SDK's types are compared with what the daemon says of itself.
+# SPORE_PYTHON is the Python it runs on, python3 unless it says otherwise.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,8 @@ skip() {
 work=${CARGO_TARGET_DIR:-target}/sdk-python
 mkdir -p "$work"
 work=$(cd "$work" && pwd -P)
-python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
+python=${SPORE_PYTHON:-python3}
+"$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
 	skip "no Python 3.9 or newer with venv"
 
 export PYTHONDONTWRITEBYTECODE=1 PIP_CACHE_DIR=$work/pip PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -25,11 +27,11 @@ export RUFF_CACHE_DIR=$work/ruff MYPY_CACHE_DIR=$work/mypy
 venv=$work/venv
 
 # Tools are installed anew only when another list of them is wanted, or Python is another.
-wanted="$(sha256sum <sdk/python/requirements-dev.txt) $(python3 -c 'import sys; print(sys.executable, sys.version)')"
+wanted="$(sha256sum <sdk/python/requirements-dev.txt) $("$python" -c 'import sys; print(sys.executable, sys.version)')"
 if [[ $(cat "$venv/.spore" 2>/dev/null) != "$wanted" ]]; then
 	scripts/registry-usable.sh || skip "no package registry"
 	rm -rf "$venv"
-	python3 -m venv "$venv"
+	"$python" -m venv "$venv"
 	"$venv/bin/pip" install --quiet --no-deps -r sdk/python/requirements-dev.txt
 	"$venv/bin/pip" check
 	printf '%s\n' "$wanted" >"$venv/.spore"
