@@ -55,6 +55,16 @@ pub enum StoreError {
     /// Something is being published, so it can't be known what is in use.
     #[error("the store is being written to; collect garbage later")]
     Busy,
+    /// The whole directory is of a form that this build does not know.
+    #[error("{root} is of a later Spore (version {found}; this one knows {known}): use that one, or another directory", root = .root.display())]
+    Newer {
+        /// The data directory.
+        root: PathBuf,
+        /// What it says.
+        found: u32,
+        /// The latest that is known here.
+        known: u32,
+    },
     /// A record that is not JSON of the right form.
     #[error("{path} is not a valid record: {why}; delete it, and make again what it was of", path = .path.display())]
     BadRecord {

@@ -10,6 +10,7 @@
 //! | `run/<id>/` | one running VM's files; it holds a lock in it for as long as it lives |
 //! | `run/.verified/` | which files were read and found intact, and what they looked like then |
 //! | `tmp/` | what isn't finished, or is going away |
+//! | `version` | the form of all this |
 //!
 //! A thing is written in `tmp/`, made durable, and renamed to its place: whatever moment the host crashes at,
 //! it is there whole or not at all. What is published is never written again. To delete is to rename into
@@ -29,6 +30,7 @@ mod run_dir;
 mod stamp;
 mod steps;
 mod tmp;
+mod version;
 
 use std::path::{Path, PathBuf};
 
@@ -74,8 +76,9 @@ impl Store {
     /// are gone left in `tmp/` and `run/`. What belongs to a living process is left alone.
     ///
     /// # Errors
-    /// When a directory can't be made or read.
+    /// When a directory can't be made or read, or is of a later build.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        Self::check_version(data_dir)?;
         let store = Self {
             root: data_dir.to_owned(),
         };
@@ -87,6 +90,7 @@ impl Store {
         for dir in [&store.root, &images, &images.join("names")] {
             publish::sync_parent(dir)?;
         }
+        store.say_version()?;
         store.sweep()?;
         Ok(store)
     }
