@@ -86,7 +86,9 @@ impl From<StoreError> for Error {
             StoreError::NotFound { .. } => ErrorCode::NotFound,
             StoreError::Ambiguous { .. } => ErrorCode::Conflict,
             StoreError::Busy => ErrorCode::Busy,
-            StoreError::Checkpoint(_) | StoreError::BadRecord { .. } => ErrorCode::Damaged,
+            StoreError::Checkpoint(_) | StoreError::BadRecord { .. } | StoreError::Newer { .. } => {
+                ErrorCode::Damaged
+            }
             _ => ErrorCode::Internal,
         };
         Self::of_host(code, &error)
@@ -127,6 +129,7 @@ impl From<BuildError> for Error {
             Build::BaseDamaged => ErrorCode::BaseDamaged,
             Build::BuildFailed => ErrorCode::BuildFailed,
             Build::BuildOom => ErrorCode::BuildOom,
+            Build::BuildDiskFull => ErrorCode::BuildDiskFull,
             Build::Cancelled => ErrorCode::Cancelled,
             Build::GuestUnreachable => ErrorCode::GuestUnreachable,
             _ => ErrorCode::Internal,
@@ -140,6 +143,17 @@ impl From<BuildError> for Error {
                 .with("step", step)
                 .with("label", label)
                 .with("builderMemoryMB", memory.get()),
+            BuildError::DiskFull {
+                step,
+                label,
+                disk_mb,
+                free_mb,
+                ..
+            } => body
+                .with("step", step)
+                .with("label", label)
+                .with("diskMB", disk_mb)
+                .with("freeMB", free_mb),
             BuildError::Network(error) => error.into(),
             BuildError::Store(error) => error.into(),
             // It was the build's VM, and no sandbox.

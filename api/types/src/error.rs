@@ -14,7 +14,7 @@ pub enum ErrorCode {
     InvalidManifest,
     /// No base of this name is on this host. 400.
     UnknownBase,
-    /// Less memory than what the checkpoint holds, where clamping was not asked for. 400.
+    /// Less memory than what the checkpoint holds. No call says so today: less than the floor is the floor. 400.
     BelowFloor,
     /// More than this sandbox, or any, can have. 400.
     AboveMaximum,
@@ -36,6 +36,8 @@ pub enum ErrorCode {
     BuildFailed,
     /// A build's step ran out of the build VM's memory: raise `builderMemoryMB`. 422.
     BuildOom,
+    /// A build's step found the disk full: raise `diskMB`. 422.
+    BuildDiskFull,
     /// A base cannot be used; it has to be built again. 500.
     BaseDamaged,
     /// It was stopped by whoever asked. 409.
@@ -69,7 +71,7 @@ impl ErrorCode {
             Self::Conflict | Self::Cancelled => 409,
             Self::SandboxEnded => 410,
             Self::TooLarge => 413,
-            Self::BuildFailed | Self::BuildOom | Self::GuestRefused => 422,
+            Self::BuildFailed | Self::BuildOom | Self::BuildDiskFull | Self::GuestRefused => 422,
             Self::Busy => 429,
             Self::BaseDamaged | Self::Damaged | Self::Internal => 500,
             Self::Unsupported => 501,

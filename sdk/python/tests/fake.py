@@ -267,7 +267,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 self.connection.shutdown(2)
                 return
-            for code in ("build_failed", "build_oom"):
+            for code in ("build_failed", "build_oom", "build_disk_full"):
                 if code in words:
                     yield {"type": "error", "error": {"code": code, "message": "step 0", "details": {"step": number}}}
                     return

@@ -74,6 +74,7 @@ async def test_what_a_build_is_asked_arrives(api: Api, daemon: Fake) -> None:
         (Image.base("nothing"), spore.UnknownBaseError),
         (Image.base().run_commands("build_failed"), spore.BuildFailedError),
         (Image.base().run_commands("build_oom"), spore.BuildOomError),
+        (Image.base().run_commands("build_disk_full"), spore.BuildDiskFullError),
     ],
 )
 async def test_a_build_that_fails_is_its_own_error(

@@ -86,11 +86,14 @@ export class DrainingError extends SporeError {}
 /** Too many requests of this kind at once; try again in a moment. `busy`. */
 export class BusyError extends SporeError {}
 
-/** A build's step failed. A {@link BuildOomError} is one too. `build_failed`. */
+/** A build's step failed. A {@link BuildOomError} and a {@link BuildDiskFullError} are, too. `build_failed`. */
 export class BuildFailedError extends SporeError {}
 
 /** A build's step ran out of memory: build it with more {@link Image.builderMemory}. `build_oom`. */
 export class BuildOomError extends BuildFailedError {}
+
+/** A build's step found the disk full: build it with more `diskMB`, of the raw manifest. `build_disk_full`. */
+export class BuildDiskFullError extends BuildFailedError {}
 
 /** A base cannot be used; it has to be built again. `base_damaged`. */
 export class BaseDamagedError extends SporeError {}
@@ -173,6 +176,7 @@ const BY_CODE: Readonly<Record<ErrorCode, typeof SporeError>> = {
   busy: BusyError,
   build_failed: BuildFailedError,
   build_oom: BuildOomError,
+  build_disk_full: BuildDiskFullError,
   base_damaged: BaseDamagedError,
   cancelled: OperationCancelledError,
   timed_out: TimedOutError,

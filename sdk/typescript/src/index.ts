@@ -13,6 +13,7 @@ export {
   BadAnswerError,
   BaseDamagedError,
   BelowFloorError,
+  BuildDiskFullError,
   BuildFailedError,
   BuildOomError,
   BusyError,

@@ -128,7 +128,7 @@ class BusyError(SporeError):
 
 
 class BuildFailedError(SporeError):
-    """A build's step failed. A `BuildOomError` is one too."""
+    """A build's step failed. A `BuildOomError` and a `BuildDiskFullError` are, too."""
 
     for_code = "build_failed"
 
@@ -137,6 +137,12 @@ class BuildOomError(BuildFailedError):
     """A build's step ran out of memory: build it with more `Image.builder_memory`."""
 
     for_code = "build_oom"
+
+
+class BuildDiskFullError(BuildFailedError):
+    """A build's step found the disk full: build it with more `diskMB`, of the raw manifest."""
+
+    for_code = "build_disk_full"
 
 
 class BaseDamagedError(SporeError):
@@ -249,6 +255,7 @@ BY_CODE: Mapping[str, type[SporeError]] = {
         BusyError,
         BuildFailedError,
         BuildOomError,
+        BuildDiskFullError,
         BaseDamagedError,
         OperationCancelledError,
         TimedOutError,

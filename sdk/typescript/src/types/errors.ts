@@ -34,6 +34,8 @@ export type ErrorCode =
   | 'build_failed'
   /** A build's step ran out of the build VM's memory: raise `builderMemory`. 422. */
   | 'build_oom'
+  /** A build's step found the disk full: raise `diskMB`. 422. */
+  | 'build_disk_full'
   /** A base cannot be used; it has to be built again. 500. */
   | 'base_damaged'
   /** It was stopped by whoever asked. 409. */
