@@ -38,8 +38,24 @@ fn user() -> Result<Option<confine::User>, String> {
     }
 }
 
+/// An owner that the kernel is to spare when memory runs out (`OOMScoreAdjust=` of its unit) has VMs that it is not to
+/// spare, though they are its children. See `/proc/PID/oom_score_adj` in proc(5).
+fn be_chosen_before_the_owner() -> std::io::Result<()> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let spared = std::fs::read_to_string(SCORE)?.trim_start().starts_with('-');
+    if spared {
+        std::fs::write(SCORE, "0")
+    } else {
+        Ok(())
+    }
+}
+
 fn run() -> Result<(), String> {
     let user = user()?;
+    // Everybody may raise it; where there is no /proc it stays.
+    if let Err(error) = be_chosen_before_the_owner() {
+        tracing::debug!(%error, "oom_score_adj");
+    }
     kvm::hold();
     let control = std::io::stdin().as_fd().try_clone_to_owned();
     let control = control.map_err(|error| error.to_string())?;
