@@ -7,24 +7,26 @@
 # With SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE most calls are about these, which are there (api_fuzz_hooks.py). Nothing is
 # deleted or paused then, which would take them away from all other calls.
 #
+# First the description itself is checked (openapi-spec-validator).
+#
 # The calls go through a loopback port, since the tool does not speak to Unix sockets. Sandboxes and builds that it makes
 # are the caller's to remove. Draining is left out: what is refused then is a 503, and that is a finding.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-version=4.32.5
+tools=(schemathesis==4.32.5 openapi-spec-validator==0.9.0)
 work=$PWD/${CARGO_TARGET_DIR:-target}/api-fuzz
 [[ ${CARGO_TARGET_DIR:-} != /* ]] || work=$CARGO_TARGET_DIR/api-fuzz
 mkdir -p "$work"
-if [[ $(cat "$work/venv/.spore" 2>/dev/null) != "$version" ]]; then
+if [[ $(cat "$work/venv/.spore" 2>/dev/null) != "${tools[*]}" ]]; then
 	if ! scripts/registry-usable.sh; then
 		printf '\n*** SKIPPED: no package registry: the interface is not fuzzed.\n\n'
 		exit 0
 	fi
 	rm -rf "$work/venv"
 	python3 -m venv "$work/venv"
-	"$work/venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$version"
-	printf '%s\n' "$version" >"$work/venv/.spore"
+	"$work/venv/bin/pip" install --quiet --disable-pip-version-check "${tools[@]}"
+	printf '%s\n' "${tools[*]}" >"$work/venv/.spore"
 fi
 
 # Prints its port, then copies both ways until it is ended. The file of an earlier run would name another's.
@@ -33,6 +35,9 @@ rm -f "$work/port"
 proxy=$!
 trap 'kill "$proxy" 2>/dev/null || true' EXIT
 for ((i = 0; i < 100; i++)); do [[ ! -s $work/port ]] || break; sleep 0.1; done
+
+curl -sS --fail --unix-socket "$SPORE_SOCKET" http://spore/v1/openapi.json >"$work/openapi.json"
+"$work/venv/bin/openapi-spec-validator" "$work/openapi.json"
 
 hooks=$PWD/scripts/api_fuzz_hooks.py
 only=()

@@ -10,7 +10,7 @@ use super::{Shared, blocking};
 use crate::error::Result;
 
 /// Checkpoints a sandbox: as it runs, or by a boot of its disks.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/checkpoints", tag = "checkpoints", request_body = CheckpointRequest,
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/checkpoints", operation_id = "makeCheckpoint", tag = "checkpoints", request_body = CheckpointRequest,
     params(("id" = String, Path),
            ("Idempotency-Key" = Option<String>, Header, description = "The same key answers the same for an hour")),
     responses((status = 201, description = "It is in the store", body = Checkpoint),
@@ -25,7 +25,7 @@ pub async fn make(
 }
 
 /// All checkpoints, the newest first.
-#[utoipa::path(get, path = "/v1/checkpoints", tag = "checkpoints", responses(
+#[utoipa::path(get, path = "/v1/checkpoints", operation_id = "listCheckpoints", tag = "checkpoints", responses(
     (status = 200, description = "They", body = Checkpoints),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn list(State(engine): State<Shared>) -> Result<Json<Checkpoints>> {
@@ -34,7 +34,7 @@ pub async fn list(State(engine): State<Shared>) -> Result<Json<Checkpoints>> {
 }
 
 /// One checkpoint.
-#[utoipa::path(get, path = "/v1/checkpoints/{checkpoint}", tag = "checkpoints",
+#[utoipa::path(get, path = "/v1/checkpoints/{checkpoint}", operation_id = "getCheckpoint", tag = "checkpoints",
     params(("checkpoint" = String, Path, description = "A name or an id")),
     responses((status = 200, description = "It", body = Checkpoint),
               (status = "default", description = "An error", body = ErrorReply)))]
@@ -43,7 +43,7 @@ pub async fn show(State(engine): State<Shared>, Path(checkpoint): Path<String>) 
 }
 
 /// Deletes a checkpoint of a sandbox. Forks of it run on.
-#[utoipa::path(delete, path = "/v1/checkpoints/{checkpoint}", tag = "checkpoints",
+#[utoipa::path(delete, path = "/v1/checkpoints/{checkpoint}", operation_id = "deleteCheckpoint", tag = "checkpoints",
     params(("checkpoint" = String, Path, description = "A name or an id")),
     responses((status = 204, description = "It is no more"),
               (status = "default", description = "An error", body = ErrorReply)))]

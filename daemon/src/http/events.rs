@@ -9,7 +9,7 @@ use super::{Shared, stream};
 use crate::error::{Error, Result};
 
 /// What happens on the host.
-#[utoipa::path(get, path = "/v1/events", tag = "host",
+#[utoipa::path(get, path = "/v1/events", operation_id = "followEvents", tag = "host",
     params(("Last-Event-ID" = Option<u64>, Header, description = "Go on after this one; absent: after now")),
     responses((status = 200, description = "As server-sent events", content_type = "text/event-stream", body = Event),
               (status = "default", description = "An error", body = ErrorReply)))]

@@ -26,7 +26,7 @@ const FIRST: Duration = Duration::from_secs(30);
 const PIECES: usize = 16;
 
 /// Runs a command to its end.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), request_body = ExecRequest,
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", operation_id = "exec", tag = "exec", params(("id" = String, Path)), request_body = ExecRequest,
     responses((status = 200, description = "It ended", body = ExecResult),
               (status = "default", description = "It was not run, or not seen to its end", body = ErrorReply)))]
 pub async fn run(
@@ -47,7 +47,7 @@ pub async fn run(
 
 /// Runs a command with its input and output as they come. The first message is an `ExecRequest`; see `ExecControl`
 /// and `ExecReport` for the others.
-#[utoipa::path(get, path = "/v1/sandboxes/{id}/exec", tag = "exec", params(("id" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/exec", operation_id = "execStream", tag = "exec", params(("id" = String, Path)), responses(
     (status = 101, description = "A WebSocket", body = ExecReport),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn stream(

@@ -57,7 +57,7 @@ impl Write for Pipe {
 }
 
 /// A file's bytes.
-#[utoipa::path(get, path = "/v1/sandboxes/{id}/files", tag = "files", params(("id" = String, Path), FileQuery), responses(
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/files", operation_id = "readFile", tag = "files", params(("id" = String, Path), FileQuery), responses(
     (status = 200, description = "They", content_type = "application/octet-stream", body = Vec<u8>),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn read(
@@ -131,7 +131,7 @@ impl Read for Source {
 }
 
 /// Writes a file: all of the body, or nothing.
-#[utoipa::path(put, path = "/v1/sandboxes/{id}/files", tag = "files", params(("id" = String, Path), FileQuery),
+#[utoipa::path(put, path = "/v1/sandboxes/{id}/files", operation_id = "writeFile", tag = "files", params(("id" = String, Path), FileQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, description = "It is there", body = FileInfo),
               (status = "default", description = "An error", body = ErrorReply)))]
@@ -190,7 +190,7 @@ pub async fn write(
 }
 
 /// Removes a file, a symbolic link or a directory.
-#[utoipa::path(delete, path = "/v1/sandboxes/{id}/files", tag = "files", params(("id" = String, Path), FileQuery),
+#[utoipa::path(delete, path = "/v1/sandboxes/{id}/files", operation_id = "removeFile", tag = "files", params(("id" = String, Path), FileQuery),
     responses((status = 204, description = "It is no more"),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn remove(
@@ -205,7 +205,7 @@ pub async fn remove(
 }
 
 /// What is in a directory.
-#[utoipa::path(get, path = "/v1/sandboxes/{id}/ls", tag = "files", params(("id" = String, Path), FileQuery),
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/ls", operation_id = "listDirectory", tag = "files", params(("id" = String, Path), FileQuery),
     responses((status = 200, description = "It, sorted by name", body = DirEntries),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn list(
@@ -219,7 +219,7 @@ pub async fn list(
 }
 
 /// Makes a directory with its parents; one that is there is fine.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/mkdir", tag = "files", params(("id" = String, Path), FileQuery),
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/mkdir", operation_id = "makeDirectory", tag = "files", params(("id" = String, Path), FileQuery),
     responses((status = 204, description = "It is there"),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn make_dir(

@@ -14,7 +14,7 @@ use crate::error::Result;
 const PROMETHEUS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What a scheduler wants to know.
-#[utoipa::path(get, path = "/v1/host", tag = "host", responses(
+#[utoipa::path(get, path = "/v1/host", operation_id = "getHost", tag = "host", responses(
     (status = 200, description = "The host", body = HostInfo),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn show(State(engine): State<Shared>) -> Result<Json<HostInfo>> {
@@ -22,7 +22,7 @@ pub async fn show(State(engine): State<Shared>) -> Result<Json<HostInfo>> {
 }
 
 /// Takes no new sandboxes and builds, or takes them again. What runs runs on.
-#[utoipa::path(post, path = "/v1/host/drain", tag = "host", request_body = Drain, responses(
+#[utoipa::path(post, path = "/v1/host/drain", operation_id = "drainHost", tag = "host", request_body = Drain, responses(
     (status = 200, description = "The host", body = HostInfo),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn drain(State(engine): State<Shared>, Body(drain): Body<Drain>) -> Result<Json<HostInfo>> {
@@ -31,13 +31,13 @@ pub async fn drain(State(engine): State<Shared>, Body(drain): Body<Drain>) -> Re
 }
 
 /// That the daemon answers.
-#[utoipa::path(get, path = "/healthz", tag = "host", responses((status = 200, description = "It does", content_type = "text/plain", body = String)))]
+#[utoipa::path(get, path = "/healthz", operation_id = "health", tag = "host", responses((status = 200, description = "It does", content_type = "text/plain", body = String)))]
 pub async fn health() -> &'static str {
     "ok\n"
 }
 
 /// Counters and histograms.
-#[utoipa::path(get, path = "/metrics", tag = "host", responses(
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "host", responses(
     (status = 200, description = "In OpenMetrics' text form", content_type = "application/openmetrics-text", body = String),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn metrics(State(engine): State<Shared>) -> Result<Response> {

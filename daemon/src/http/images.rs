@@ -24,7 +24,7 @@ pub struct BuildQuery {
 }
 
 /// Builds an image, or finds it built.
-#[utoipa::path(post, path = "/v1/images", tag = "images", params(BuildQuery), request_body = BuildRequest, responses(
+#[utoipa::path(post, path = "/v1/images", operation_id = "buildImage", tag = "images", params(BuildQuery), request_body = BuildRequest, responses(
     (status = 200, description = "What the build says, as server-sent events", content_type = "text/event-stream", body = BuildMessage),
     (status = 202, description = "It was begun", body = BuildAccepted),
     (status = "default", description = "It was not begun", body = ErrorReply)))]
@@ -45,7 +45,7 @@ pub async fn build(
 }
 
 /// All images, the newest first.
-#[utoipa::path(get, path = "/v1/images", tag = "images", responses(
+#[utoipa::path(get, path = "/v1/images", operation_id = "listImages", tag = "images", responses(
     (status = 200, description = "They", body = Images),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn list(State(engine): State<Shared>) -> Result<Json<Images>> {
@@ -54,7 +54,7 @@ pub async fn list(State(engine): State<Shared>) -> Result<Json<Images>> {
 }
 
 /// One image.
-#[utoipa::path(get, path = "/v1/images/{image}", tag = "images",
+#[utoipa::path(get, path = "/v1/images/{image}", operation_id = "getImage", tag = "images",
     params(("image" = String, Path, description = "A name, an id, or its first digits, 4 and more")),
     responses((status = 200, description = "It", body = Image),
               (status = "default", description = "An error", body = ErrorReply)))]
@@ -63,7 +63,7 @@ pub async fn show(State(engine): State<Shared>, Path(image): Path<String>) -> Re
 }
 
 /// Deletes an image with its checkpoints. Sandboxes of it run on.
-#[utoipa::path(delete, path = "/v1/images/{image}", tag = "images",
+#[utoipa::path(delete, path = "/v1/images/{image}", operation_id = "deleteImage", tag = "images",
     params(("image" = String, Path, description = "A name, an id, or its first digits, 4 and more")),
     responses((status = 204, description = "It is no more"),
               (status = "default", description = "An error", body = ErrorReply)))]
@@ -73,7 +73,7 @@ pub async fn delete(State(engine): State<Shared>, Path(image): Path<String>) -> 
 }
 
 /// How a build is. Kept for an hour after its end.
-#[utoipa::path(get, path = "/v1/builds/{build}", tag = "images", params(("build" = String, Path, description = "Its id")),
+#[utoipa::path(get, path = "/v1/builds/{build}", operation_id = "getBuild", tag = "images", params(("build" = String, Path, description = "Its id")),
     responses((status = 200, description = "It", body = Build),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn build_state(State(engine): State<Shared>, Path(build): Path<String>) -> Result<Json<Build>> {
@@ -81,7 +81,7 @@ pub async fn build_state(State(engine): State<Shared>, Path(build): Path<String>
 }
 
 /// Stops a build.
-#[utoipa::path(delete, path = "/v1/builds/{build}", tag = "images", params(("build" = String, Path, description = "Its id")),
+#[utoipa::path(delete, path = "/v1/builds/{build}", operation_id = "cancelBuild", tag = "images", params(("build" = String, Path, description = "Its id")),
     responses((status = 204, description = "It is being stopped, or has ended"),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn build_cancel(State(engine): State<Shared>, Path(build): Path<String>) -> Result<StatusCode> {
@@ -95,7 +95,7 @@ pub async fn build_cancel(State(engine): State<Shared>, Path(build): Path<String
 }
 
 /// What a build has said and says.
-#[utoipa::path(get, path = "/v1/builds/{build}/logs", tag = "images", params(("build" = String, Path, description = "Its id")),
+#[utoipa::path(get, path = "/v1/builds/{build}/logs", operation_id = "followBuild", tag = "images", params(("build" = String, Path, description = "Its id")),
     responses((status = 200, description = "From the beginning, as server-sent events", content_type = "text/event-stream", body = BuildMessage),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn build_logs(State(engine): State<Shared>, Path(build): Path<String>) -> Result<Response> {

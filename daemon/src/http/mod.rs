@@ -161,3 +161,27 @@ pub fn openapi() -> serde_json::Result<String> {
     let (_, api) = calls(&Arc::default()).split_for_parts();
     serde_json::to_string_pretty(&api)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    /// Generators of clients name their functions by it (OpenAPI 3.1, Operation Object).
+    #[test]
+    fn every_operation_has_an_id_of_its_own() {
+        let description: Value = serde_json::from_str(&super::openapi().unwrap()).unwrap();
+        let mut ids = BTreeSet::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(
+                    ids.insert(id.to_owned()),
+                    "{method} {path}: {id} is another's too"
+                );
+            }
+        }
+        assert!(ids.len() > 30, "{ids:?}");
+    }
+}

@@ -35,7 +35,7 @@ fn shown(admitted: Admitted, paused_us: Option<u64>) -> Forked {
 }
 
 /// Makes a sandbox, or several at once.
-#[utoipa::path(post, path = "/v1/sandboxes", tag = "sandboxes", request_body = CreateSandbox,
+#[utoipa::path(post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes", request_body = CreateSandbox,
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key answers the same for an hour")),
     responses((status = 201, description = "It is ready; with `count`, a list of them", body = CreatedSandbox),
               (status = "default", description = "An error", body = ErrorReply)))]
@@ -74,7 +74,7 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
 }
 
 /// All sandboxes, the newest first. Each `metadata.KEY=VALUE` in the query selects.
-#[utoipa::path(get, path = "/v1/sandboxes", tag = "sandboxes", responses(
+#[utoipa::path(get, path = "/v1/sandboxes", operation_id = "listSandboxes", tag = "sandboxes", responses(
     (status = 200, description = "They", body = Sandboxes),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn list(
@@ -110,7 +110,7 @@ pub struct ShowQuery {
 }
 
 /// One sandbox.
-#[utoipa::path(get, path = "/v1/sandboxes/{id}", tag = "sandboxes", params(("id" = String, Path), ShowQuery), responses(
+#[utoipa::path(get, path = "/v1/sandboxes/{id}", operation_id = "getSandbox", tag = "sandboxes", params(("id" = String, Path), ShowQuery), responses(
     (status = 200, description = "It", body = Sandbox),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn show(
@@ -127,7 +127,7 @@ pub async fn show(
 }
 
 /// Grows or shrinks it, changes its time limit or metadata.
-#[utoipa::path(patch, path = "/v1/sandboxes/{id}", tag = "sandboxes", params(("id" = String, Path)), request_body = SandboxUpdate,
+#[utoipa::path(patch, path = "/v1/sandboxes/{id}", operation_id = "updateSandbox", tag = "sandboxes", params(("id" = String, Path)), request_body = SandboxUpdate,
     responses((status = 200, description = "It, as it is now", body = Sandbox),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn update(
@@ -140,7 +140,7 @@ pub async fn update(
 }
 
 /// Ends it.
-#[utoipa::path(delete, path = "/v1/sandboxes/{id}", tag = "sandboxes", params(("id" = String, Path)), responses(
+#[utoipa::path(delete, path = "/v1/sandboxes/{id}", operation_id = "deleteSandbox", tag = "sandboxes", params(("id" = String, Path)), responses(
     (status = 204, description = "It is no more"),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn delete(State(engine): State<Shared>, Path(id): Path<String>) -> Result<StatusCode> {
@@ -149,7 +149,7 @@ pub async fn delete(State(engine): State<Shared>, Path(id): Path<String>) -> Res
 }
 
 /// Stops its vCPUs.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/pause", tag = "sandboxes", params(("id" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/pause", operation_id = "pauseSandbox", tag = "sandboxes", params(("id" = String, Path)), responses(
     (status = 200, description = "It", body = Sandbox),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn pause(State(engine): State<Shared>, Path(id): Path<String>) -> Result<Json<Sandbox>> {
@@ -157,7 +157,7 @@ pub async fn pause(State(engine): State<Shared>, Path(id): Path<String>) -> Resu
 }
 
 /// Lets its vCPUs run.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/resume", tag = "sandboxes", params(("id" = String, Path)), responses(
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/resume", operation_id = "resumeSandbox", tag = "sandboxes", params(("id" = String, Path)), responses(
     (status = 200, description = "It", body = Sandbox),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn resume(State(engine): State<Shared>, Path(id): Path<String>) -> Result<Json<Sandbox>> {
@@ -165,7 +165,7 @@ pub async fn resume(State(engine): State<Shared>, Path(id): Path<String>) -> Res
 }
 
 /// Forks it as it runs.
-#[utoipa::path(post, path = "/v1/sandboxes/{id}/fork", tag = "sandboxes", request_body = ForkRequest,
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/fork", operation_id = "forkSandbox", tag = "sandboxes", request_body = ForkRequest,
     params(("id" = String, Path),
            ("Idempotency-Key" = Option<String>, Header, description = "The same key answers the same for an hour")),
     responses((status = 201, description = "They are ready", body = Forked),
@@ -183,7 +183,7 @@ pub async fn fork(
 }
 
 /// The end of its console.
-#[utoipa::path(get, path = "/v1/sandboxes/{id}/logs", tag = "sandboxes", params(("id" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/logs", operation_id = "getConsole", tag = "sandboxes", params(("id" = String, Path)), responses(
     (status = 200, description = "Up to 256 KiB of it", content_type = "text/plain", body = String),
     (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn logs(State(engine): State<Shared>, Path(id): Path<String>) -> Result<Response> {
