@@ -173,7 +173,7 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
         .build()
         .map_err(io("starting threads"))?;
     let served = runtime.block_on(accept(listener, engine.clone(), ready));
-    // Builds stop, sandboxes do not.
+    // Those too that were begun while the others were waited for.
     engine.builds().cancel_all();
     drop(keeper);
     runtime.shutdown_timeout(LEAVING);
@@ -184,7 +184,7 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
 async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()) -> Result<(), ServeError> {
     listener.set_nonblocking(true).map_err(io("the socket"))?;
     let listener = UnixListener::from_std(listener).map_err(io("the socket"))?;
-    let router = http::router(engine);
+    let router = http::router(engine.clone());
     let mut terminated = signal(SignalKind::terminate()).map_err(io("signals"))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(io("signals"))?;
     let graceful = GracefulShutdown::new();
@@ -195,17 +195,19 @@ async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()
     // Only systemd listens; without it there is nothing to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            break;
+        let next = async {
+            let permit = room.clone().acquire_owned().await;
+            (permit, listener.accept().await)
         };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = tokio::select! {
+            next = next => next,
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
+        let (permit, stream) = match next {
+            (Ok(permit), Ok((stream, _))) => (permit, stream),
+            (Err(_), _) => break,
+            (_, Err(error)) => {
                 // Out of descriptors, most likely: some come free when others hang up.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -223,7 +225,9 @@ async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()
         });
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    // Streams of events never end by themselves.
+    engine.events().close();
+    engine.builds().cancel_all();
+    // Other streams may go on for as long as who reads them likes.
     let _ = tokio::time::timeout(LEAVING, graceful.shutdown()).await;
     Ok(())
 }

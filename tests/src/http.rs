@@ -126,6 +126,14 @@ impl Http {
 }
 
 impl Events {
+    /// Whether it is ended, once it is over, and not only cut off.
+    pub fn is_ended(mut self) -> bool {
+        let mut rest = Vec::new();
+        let _ = self.0.read_to_end(&mut rest);
+        // The last chunk (RFC 9112, 7.1).
+        rest.ends_with(b"0\r\n\r\n")
+    }
+
     /// The data of the next event, whatever is between; `None` at the end.
     pub fn next_data(&mut self) -> Option<Value> {
         loop {

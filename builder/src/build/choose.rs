@@ -11,9 +11,9 @@ use crate::observe::Observer;
 /// The floor of an image without any checkpoint, in MiB.
 const DEFAULT_FLOOR_MB: u32 = 1024;
 
-/// The checkpoint of an image to fork: with so many vCPUs (`None`: any), the largest floor that is not above what is
-/// asked, else the smallest. Of several, which other kernels booted, the newest, which is the last.
-fn choose(image: &ImageRecord, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointId> {
+/// The checkpoint of an image to fork, if it has one: with so many vCPUs (`None`: any), the largest floor that is not
+/// above what is asked, else the smallest. Of several, which other kernels booted, the newest, which is the last.
+pub fn choose(image: &ImageRecord, asked_mb: u32, cpus: Option<u32>) -> Option<CheckpointId> {
     let fitting = || {
         let all = image.checkpoints.iter();
         all.filter(|checkpoint| cpus.is_none_or(|cpus| checkpoint.vcpus == cpus))
@@ -41,15 +41,16 @@ pub fn checkpoint_for(
     if let Some(checkpoint) = choose(image, asked_mb, cpus.map(u32::from)) {
         return Ok(checkpoint);
     }
-    let all = image.checkpoints.iter();
-    let wanted = Variant {
-        floor_mb: all
-            .map(|checkpoint| checkpoint.floor_mb)
-            .min()
-            .unwrap_or(DEFAULT_FLOOR_MB),
+    variant(host, image, missing(image, cpus), observer)
+}
+
+/// What [`checkpoint_for`] makes of an image that has none with so many vCPUs.
+pub fn missing(image: &ImageRecord, cpus: Option<u8>) -> Variant {
+    let floors = image.checkpoints.iter().map(|checkpoint| checkpoint.floor_mb);
+    Variant {
+        floor_mb: floors.min().unwrap_or(DEFAULT_FLOOR_MB),
         vcpus: cpus.unwrap_or(1),
-    };
-    variant(host, image, wanted, observer)
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use spore_snapshot::checkpoint::CheckpointKind;
 use spore_snapshot::store::{Image, ImageCheckpoint, ImageRecord, Keep};
 use spore_snapshot::{CheckpointId, Digest, ImageId, ImageName};
 
-pub use self::choose::checkpoint_for;
+pub use self::choose::{checkpoint_for, choose, missing};
 use self::finalize::Finalize;
 use self::steps::Phase;
 use crate::base::Base;

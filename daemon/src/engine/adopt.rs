@@ -6,12 +6,13 @@ use std::sync::Arc;
 use spore_builder::{Host, Plugged};
 use spore_snapshot::RunId;
 use spore_snapshot::store::{RunDir, Store};
-use spore_types::EventKind;
+use spore_types::{EventKind, SandboxState};
 use spore_vmm::guest::{AdoptError, Guest, adoptable, discard};
+use spore_vmm::process::VmStats;
 
 use super::Engine;
 use super::record::Record;
-use super::sandbox::{Held, Sandbox};
+use super::sandbox::{Changing, Held, Sandbox};
 
 /// What there is of an earlier daemon's sandboxes.
 #[derive(Default)]
@@ -65,13 +66,32 @@ fn take_over(store: &Store, id: &RunId) -> Result<Option<(Guest, Record)>, Strin
     Ok(Some((guest, record)))
 }
 
+/// What a VM says of itself counts where its record says something else: the daemon before may have ended between the
+/// two. Memory that it was asked to take it may take at any time.
+fn believe(changing: &mut Changing, stats: &VmStats) {
+    changing.state = match stats.paused {
+        true => SandboxState::Paused,
+        false => SandboxState::Running,
+    };
+    let may_have = stats.boot_bytes + stats.requested_bytes.max(stats.plugged_bytes);
+    let may_have_mb = u32::try_from(may_have >> 20).unwrap_or(u32::MAX);
+    changing.granted_mb = changing.granted_mb.max(may_have_mb);
+}
+
 impl Engine {
     /// Takes over what was found, and tells of it.
     pub(super) fn adopt(&self, found: Found) {
         let mut adopted = 0;
         let mut lost = found.lost;
-        for (mut guest, record) in found.guests {
+        for (mut guest, mut record) in found.guests {
             let id = record.fixed.id.clone();
+            match guest.vm().stats() {
+                Ok(stats) => believe(&mut record.changing, &stats),
+                Err(error) => {
+                    lost.push((id, error.to_string()));
+                    continue;
+                }
+            }
             let plugged = match self.place_of(&mut guest) {
                 Ok(plugged) => plugged,
                 Err(error) => {
@@ -152,6 +172,8 @@ impl Engine {
 
 /// The host of a data directory, and the sandboxes that an earlier daemon left in it.
 pub(super) fn open(config: &crate::Config) -> crate::error::Result<(Host, Found)> {
+    // Before anything in it is taken for ours.
+    Store::check_version(&config.data)?;
     let found = Found::look(&config.data);
     let host = Host::open(&config.data, &config.cache, config.kernel.as_deref())?;
     Ok((host, found))

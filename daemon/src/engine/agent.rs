@@ -16,6 +16,9 @@ use crate::scarce::resource;
 
 /// How long an agent that is up may take to answer a connection.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long it may take for what is no command and no copy: a tree of many files is removed in minutes where guests
+/// are interpreted.
+const QUESTION: Duration = Duration::from_secs(600);
 /// What the daemon calls itself to agents.
 const BUILD: &str = concat!("spored ", env!("CARGO_PKG_VERSION"));
 
@@ -51,16 +54,27 @@ fn unreachable(sandbox: &Sandbox, why: impl std::fmt::Display) -> Error {
 /// `conflict` if it is paused, `sandbox_ended`, `guest_unreachable`, `insufficient_capacity`.
 pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
     let in_use = sandbox.activity().begin();
-    let (agent, mut cut) = visit(sandbox)?;
+    let (agent, mut cut) = visit(sandbox, None)?;
     cut._use = Some(in_use);
     Ok((agent, cut))
 }
 
-/// The same for the daemon itself, which is no use.
+/// The same for a question that is answered at once, if not by each guest: none takes more than [`QUESTION`].
 ///
 /// # Errors
 /// As [`connect`].
-pub fn visit(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
+pub fn ask(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
+    let in_use = sandbox.activity().begin();
+    let (agent, mut cut) = visit(sandbox, Some(QUESTION))?;
+    cut._use = Some(in_use);
+    Ok((agent, cut))
+}
+
+/// As [`connect`] for the daemon itself, which is no use. A guest that says nothing for so long is given up.
+///
+/// # Errors
+/// As [`connect`].
+pub fn visit(sandbox: &Sandbox, limit: Option<Duration>) -> Result<(Agent, Cut)> {
     sandbox.must_run()?;
     let failed = |why: &dyn std::fmt::Display| unreachable(sandbox, why);
     // That we are short of something says nothing of the guest. Too many who connect at once are told in the same words
@@ -78,7 +92,7 @@ pub fn visit(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
         .set_read_timeout(Some(ANSWER))
         .map_err(|error| failed(&error))?;
     connect_handshake(&mut stream, AGENT_PORT).map_err(|error| failed(&error))?;
-    stream.set_read_timeout(None).map_err(|error| failed(&error))?;
+    stream.set_read_timeout(limit).map_err(|error| failed(&error))?;
     Ok((Agent::new(stream, BUILD), cut))
 }
 

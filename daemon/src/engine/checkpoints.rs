@@ -100,13 +100,15 @@ impl Engine {
     pub fn make_checkpoint(&self, id: &str, request: &CheckpointRequest) -> Result<Checkpoint> {
         let sandbox = self.sandbox(id)?;
         let mut annotations = BTreeMap::from([("sandbox".to_owned(), id.to_owned())]);
-        if let Some(name) = &request.name {
-            check_name(name)?;
+        let name = request.name.as_deref();
+        name.map_or(Ok(()), check_name)?;
+        let _naming = name.map(|name| self.naming.begin(name)).transpose()?;
+        if let Some(name) = name {
             if self.checkpoint_id(name).is_ok() {
                 let message = format!("there is a checkpoint {name:?} already");
                 return Err(Error::new(ErrorCode::Conflict, message));
             }
-            annotations.insert(NAME.to_owned(), name.clone());
+            annotations.insert(NAME.to_owned(), name.to_owned());
         }
         let finalize = request.finalize_memory_mb;
         if let Some(mb) = finalize.filter(|mb| !FINALIZE_MB.contains(mb)) {
@@ -164,9 +166,7 @@ impl Engine {
     ) -> Result<CheckpointId> {
         let _promise = self.ledger.promise_build(floor_mb)?;
         let store = self.host.store();
-        // Nothing names the frozen layers until the checkpoint does, once the sandbox is gone.
-        let _hold = store.hold()?;
-        let layers = {
+        let (layers, _hold) = {
             let mut work = sandbox.work();
             sandbox.must_run()?;
             let held = work.held()?;
@@ -174,9 +174,12 @@ impl Engine {
             agent
                 .sync()
                 .map_err(|error| super::agent::explain(sandbox, error))?;
+            // Nothing names the frozen layers until the checkpoint does, once the sandbox is gone. Not before: while it
+            // is held no garbage is collected, and how long a guest takes to sync is up to the guest.
+            let hold = store.hold()?;
             let frozen = held.guest.freeze_disk(store);
             held.awaited = false;
-            frozen?
+            (frozen?, hold)
         };
         let vcpus = u8::try_from(sandbox.fixed.cpus).unwrap_or(1);
         let variant = spore_builder::Variant { floor_mb, vcpus };

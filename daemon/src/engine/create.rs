@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use spore_builder::Plugged;
+use spore_builder::build::{checkpoint_for, choose, missing};
 use spore_builder::observe::Silent;
 use spore_snapshot::CheckpointId;
 use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
@@ -202,8 +203,14 @@ impl Engine {
             return Err(Error::invalid(format!("cpus {vcpus}: it must be 1 to 16")));
         }
         let asked = request.memory_mb.unwrap_or(0);
-        let checkpoint =
-            spore_builder::build::checkpoint_for(&self.host, &image, asked, request.cpus, &mut Silent)?;
+        if let Some(checkpoint) = choose(&image, asked, request.cpus.map(u32::from)) {
+            return Ok((checkpoint, id));
+        }
+        // A VM that boots, as a build's does.
+        let _promise = self
+            .ledger
+            .promise_build(missing(&image, request.cpus).floor_mb)?;
+        let checkpoint = checkpoint_for(&self.host, &image, asked, request.cpus, &mut Silent)?;
         Ok((checkpoint, id))
     }
 

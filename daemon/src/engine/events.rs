@@ -23,6 +23,8 @@ pub struct Events {
 struct Inner {
     kept: VecDeque<Arc<Event>>,
     next: u64,
+    /// Nobody is to wait for more.
+    closed: bool,
 }
 
 /// Follows the events.
@@ -41,6 +43,7 @@ impl Default for Events {
             inner: Mutex::new(Inner {
                 kept: VecDeque::new(),
                 next: first,
+                closed: false,
             }),
             last: watch::Sender::new(first.saturating_sub(1)),
         }
@@ -67,6 +70,12 @@ impl Events {
         }));
         drop(inner);
         self.last.send_replace(id);
+    }
+
+    /// The daemon stops: who has heard all there is hears the end.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.last.send_modify(|_| {});
     }
 
     /// Follows what comes after event `seen`, or after now.
@@ -108,6 +117,9 @@ impl Follower {
                 self.seen = event.id;
                 return Some(event);
             }
+            if self.events.lock().closed {
+                return None;
+            }
             self.changed.changed().await.ok()?;
         }
     }
@@ -138,6 +150,17 @@ mod tests {
         let mut again = events.follow(Some(seen[0].id));
         assert_eq!(block_on(again.next()).unwrap(), seen[1]);
         assert_eq!(block_on(again.next()).unwrap(), seen[2]);
+    }
+
+    #[test]
+    fn who_follows_when_the_daemon_stops_hears_what_there_is_and_the_end() {
+        let events = Arc::new(Events::default());
+        let mut follower = events.follow(None);
+        events.tell(created(0));
+        events.close();
+        assert_eq!(block_on(follower.next()).unwrap().kind, created(0));
+        assert_eq!(block_on(follower.next()), None);
+        assert_eq!(block_on(events.follow(None).next()), None);
     }
 
     #[test]

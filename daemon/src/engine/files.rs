@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use spore_types::{DirEntries, DirEntry, EntryKind};
 
-use super::agent::{Cut, connect, explain};
+use super::agent::{Cut, ask, connect, explain};
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -76,7 +76,7 @@ pub fn write(
 /// # Errors
 /// `guest_refused`.
 pub fn remove(sandbox: &Sandbox, path: &str, recursive: bool) -> Result<()> {
-    let (mut agent, _cut) = connect(sandbox)?;
+    let (mut agent, _cut) = ask(sandbox)?;
     agent
         .remove(path, recursive)
         .map_err(|error| explain(sandbox, error))
@@ -87,7 +87,7 @@ pub fn remove(sandbox: &Sandbox, path: &str, recursive: bool) -> Result<()> {
 /// # Errors
 /// `guest_refused`.
 pub fn make_dir(sandbox: &Sandbox, path: &str, mode: Option<u32>) -> Result<()> {
-    let (mut agent, _cut) = connect(sandbox)?;
+    let (mut agent, _cut) = ask(sandbox)?;
     agent
         .make_dir(path, mode)
         .map_err(|error| explain(sandbox, error))
@@ -98,7 +98,7 @@ pub fn make_dir(sandbox: &Sandbox, path: &str, mode: Option<u32>) -> Result<()> 
 /// # Errors
 /// `guest_refused`.
 pub fn list(sandbox: &Sandbox, path: &str) -> Result<DirEntries> {
-    let (mut agent, _cut) = connect(sandbox)?;
+    let (mut agent, _cut) = ask(sandbox)?;
     let found = agent.list_dir(path).map_err(|error| explain(sandbox, error))?;
     let mut entries: Vec<_> = found.into_iter().map(entry).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));

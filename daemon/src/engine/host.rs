@@ -75,19 +75,15 @@ impl Engine {
         let changing = sandbox.changing();
         let plugged_mb = changing.granted_mb.saturating_sub(sandbox.fixed.floor_mb);
         drop(changing);
-        // Whoever works with it has its network too; then there are no counts this time.
-        let traffic = sandbox.try_work().and_then(|mut work| {
-            let held = work.held().ok()?;
-            held.plugged.as_ref()?.attachment().traffic().ok()
-        });
+        let traffic = sandbox.traffic();
         Usage {
             cpu_ms: millis(cpu_time(sandbox.pid())),
             rss_bytes,
             unique_bytes,
             plugged_bytes: u64::from(plugged_mb) << 20,
             disk_bytes: disk_bytes(sandbox.run()),
-            network_received_bytes: traffic.as_ref().map_or(0, |traffic| traffic.received_bytes),
-            network_sent_bytes: traffic.as_ref().map_or(0, |traffic| traffic.sent_bytes),
+            network_received_bytes: traffic.received_bytes,
+            network_sent_bytes: traffic.sent_bytes,
         }
     }
 

@@ -19,6 +19,7 @@ pub mod images;
 pub mod keeper;
 pub mod ledger;
 pub mod metrics;
+mod naming;
 mod prepare;
 pub mod pressure;
 pub mod record;
@@ -41,6 +42,7 @@ use self::events::Events;
 use self::facts::FactsCache;
 use self::ledger::Ledger;
 use self::metrics::Metrics;
+use self::naming::Naming;
 use self::records::RecordCache;
 use self::sandbox::Sandbox;
 use crate::config::Config;
@@ -65,6 +67,9 @@ pub struct Engine {
     metrics: Metrics,
     facts: Arc<FactsCache>,
     records: RecordCache,
+    naming: Naming,
+    /// Held by whoever has a guest give up its caches.
+    squeezing: Arc<()>,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     draining: AtomicBool,
     execs: AtomicUsize,
@@ -114,6 +119,8 @@ impl Engine {
             metrics,
             facts,
             records: RecordCache::default(),
+            naming: Naming::default(),
+            squeezing: Arc::default(),
             sandboxes: Mutex::default(),
             draining: AtomicBool::new(false),
             execs: AtomicUsize::new(0),

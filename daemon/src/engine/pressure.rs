@@ -12,6 +12,8 @@ use spore_types::EventKind;
 use super::Engine;
 use super::host::memory_pressure;
 
+/// How long a guest may say nothing while it gives up its caches.
+const SQUEEZED: Duration = Duration::from_secs(60);
 /// Percent of the last 10 s in which some task waited for memory.
 const SHORT: f64 = 10.0;
 /// Percent below which it is over.
@@ -94,10 +96,16 @@ impl Relief {
 impl Engine {
     /// Has guests give up their caches: what they free is reported to the host, which has it back then.
     fn squeeze(self: &Arc<Self>) {
+        // Those that were asked the last time are still at it: more threads would not help them.
+        if Arc::strong_count(&self.squeezing) > 1 {
+            return;
+        }
         for sandbox in self.list() {
+            let squeezing = self.squeezing.clone();
             let ask = move || {
+                let _squeezing = squeezing;
                 // One that is paused, or busy dying, has nothing to give.
-                if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox) {
+                if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox, Some(SQUEEZED)) {
                     let _ = agent.settle();
                 }
             };

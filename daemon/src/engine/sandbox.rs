@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use spore_builder::Plugged;
+use spore_network::Traffic;
 use spore_types::{ErrorCode, Network, NetworkPolicy, Origin, SandboxMemory, SandboxState, SandboxTimes};
 use spore_vmm::guest::{ForkTimes, Guest};
 use spore_vmm::process::Killer;
@@ -77,6 +78,8 @@ pub struct Sandbox {
     network: Network,
     changing: Mutex<Changing>,
     activity: Arc<Activity>,
+    /// What had gone through its interface when that was last counted.
+    traffic: Mutex<Traffic>,
     /// Held while its VM is worked with; gone when it is no more.
     guest: Mutex<Option<Held>>,
 }
@@ -158,6 +161,7 @@ impl Sandbox {
             pid: held.guest.pid(),
             killer: held.guest.killer()?,
             network,
+            traffic: Mutex::default(),
             fixed,
             changing: Mutex::new(changing),
             activity: Arc::default(),
@@ -217,6 +221,19 @@ impl Sandbox {
             Err(TryLockError::WouldBlock) => return None,
         };
         Some(Work { guest, _use: None })
+    }
+
+    /// What has gone through its interface; while somebody works with its VM, what had when that was last counted.
+    pub fn traffic(&self) -> Traffic {
+        let now = self.try_work().and_then(|mut work| {
+            let held = work.held().ok()?;
+            held.plugged.as_ref()?.attachment().traffic().ok()
+        });
+        let mut counted = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = now {
+            *counted = now;
+        }
+        *counted
     }
 
     /// Ends its VM without waiting for whoever works with it: that fails.

@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use spore_snapshot::Digest;
 use spore_types::ErrorCode;
 use tokio::sync::watch;
 
@@ -32,7 +33,8 @@ type Answer = Option<Option<(StatusCode, Bytes)>>;
 
 struct Entry {
     call: String,
-    body: Bytes,
+    /// Of the body: that may have a mebibyte.
+    body: Digest,
     at: Instant,
     answer: watch::Receiver<Answer>,
 }
@@ -50,7 +52,7 @@ impl Replies {
     fn turn(&self, key: &str, call: String, body: &Bytes) -> Result<Turn> {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get(key).filter(|entry| entry.at.elapsed() < KEPT) {
-            if entry.call != call || entry.body != *body {
+            if entry.call != call || entry.body != Digest::of(body) {
                 let message = "Idempotency-Key: this key was used with another request";
                 return Err(Error::new(ErrorCode::Conflict, message));
             }
@@ -66,7 +68,7 @@ impl Replies {
         let (done, answer) = watch::channel(None);
         let entry = Entry {
             call,
-            body: body.clone(),
+            body: Digest::of(body),
             at: Instant::now(),
             answer,
         };
@@ -122,7 +124,7 @@ async fn answer(replies: Arc<Replies>, request: Request, next: Next) -> Result<R
                     let response = next.run(request).await;
                     let (head, body) = response.into_parts();
                     let bytes = axum::body::to_bytes(body, MAX_ANSWER).await.unwrap_or_default();
-                    if !head.status.is_server_error() {
+                    if lasts(head.status) {
                         entry.key = None;
                         done.send_replace(Some(Some((head.status, bytes.clone()))));
                     }
@@ -145,6 +147,11 @@ async fn answer(replies: Arc<Replies>, request: Request, next: Next) -> Result<R
             }
         }
     }
+}
+
+/// Whether it would be the same answer in a moment: not when the host is at fault, has no room, or is busy.
+fn lasts(status: StatusCode) -> bool {
+    !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS
 }
 
 /// A call without an answer that lasts, whatever ended it: its key is free again.

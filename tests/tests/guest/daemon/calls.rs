@@ -1,8 +1,10 @@
 //! What the calls do.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use spore_tests::left;
 
 use super::Daemon;
 use crate::image::{FLOOR_MB, NAME};
@@ -11,9 +13,16 @@ fn id(sandbox: &Value) -> &str {
     sandbox["id"].as_str().unwrap()
 }
 
+/// Whom the kernel ends first when memory runs out.
+fn oom_score_adj(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/oom_score_adj"))
+}
+
 pub fn a_sandbox_is_made_worked_with_and_deleted() {
     let daemon = Daemon::start();
     let http = &daemon.http;
+    // As `OOMScoreAdjust=` of the unit has it. Only root may.
+    let spared = std::fs::write(oom_score_adj(daemon.pid()), "-500").is_ok();
     assert_eq!(http.call("GET /healthz").status, 200);
     let asked = json!({
         "env": {"WHO": "me"}, "metadata": {"team": "a"}, "memoryMB": 100,
@@ -28,6 +37,16 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
     assert_eq!(sandbox["memory"]["requestedMB"], 100, "what was asked for");
     assert_eq!(sandbox["memory"]["grantedMB"], floor, "clamped");
     assert!(sandbox["times"]["readyUs"].as_u64().unwrap() > 0);
+    let vms = left::vms_using(&daemon.root().join("run"));
+    assert!(!vms.is_empty());
+    for vm in vms.into_iter().filter(|_| spared) {
+        // A shell may end meanwhile.
+        let score = std::fs::read_to_string(oom_score_adj(vm));
+        assert_eq!(
+            score.map_or_else(|_| "0".to_owned(), |score| score.trim().to_owned()),
+            "0"
+        );
+    }
     let here = format!("/v1/sandboxes/{}", id(&sandbox));
 
     // Found again, by id and by what its owner calls it.

@@ -159,6 +159,11 @@ impl Daemon {
         self.player = Some(player);
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.player.as_ref().unwrap().pid()
+    }
+
     /// As `kill -9`.
     pub fn kill(&mut self) {
         self.player = None;

@@ -79,6 +79,23 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
         .json(&format!("POST {here}/checkpoints"), &json!({"name": "c"}))
         .expect(201);
 
+    // Killed between an act and its record: what the VM itself says counts.
+    daemon.http.call(&format!("POST {here}/pause")).expect(200);
+    daemon.kill();
+    let record = root.join(format!("run/{}/sandbox.json", first["id"].as_str().unwrap()));
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut before: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(before["changing"]["state"], "paused");
+    assert_eq!(before["changing"]["grantedMb"], 1280);
+    before["changing"]["state"] = json!("running");
+    before["changing"]["grantedMb"] = json!(1024);
+    std::fs::write(&record, before.to_string()).unwrap();
+    daemon.again();
+    let adopted = daemon.http.call(&format!("GET {here}")).expect(200);
+    assert_eq!(adopted["state"], "paused");
+    assert_eq!(adopted["memory"]["grantedMB"], 1280);
+    daemon.http.call(&format!("POST {here}/resume")).expect(200);
+
     daemon.stop();
     assert!(!root.join("d.sock").exists());
     daemon.again();

@@ -1,5 +1,7 @@
 //! What the daemon does not do.
 
+use std::os::unix::fs::MetadataExt;
+
 use serde_json::{Value, json};
 use spore_tests::role;
 
@@ -187,10 +189,23 @@ pub fn a_host_promises_no_more_than_it_may() {
 }
 
 pub fn two_daemons_do_not_share_a_directory_or_a_socket() {
-    let daemon = Daemon::start();
+    let mut daemon = Daemon::start();
     let second = || role::start("daemon", daemon.root());
     assert_eq!(second().line(), "", "the second does not serve");
     assert_eq!(daemon.http.call("GET /healthz").status, 200);
+
+    let mode = std::fs::metadata(super::socket(daemon.root())).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    // One that is stopped waits for nobody who follows what happens.
+    let events = daemon.http.events("GET /v1/events", &[], &Value::Null);
+    daemon.stop();
+    assert!(events.is_ended());
+    // What a later Spore has made is not touched.
+    let version = daemon.root().join("version");
+    std::fs::write(&version, "2\n").unwrap();
+    assert_eq!(role::start("daemon", daemon.root()).line(), "");
+    std::fs::remove_file(&version).unwrap();
+    daemon.again();
 
     // What is at the socket's path and is no socket stays.
     let other = crate::image::image().copy();
