@@ -212,3 +212,25 @@ fn disk(error: &DiskError) -> Error {
     };
     Error::new(code, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_found_the_disk_full_names_the_field_to_raise() {
+        let error = Error::from(BuildError::DiskFull {
+            step: 2,
+            label: "run make".to_owned(),
+            disk_mb: 512,
+            free_mb: 3,
+            tail: String::new(),
+        });
+        assert_eq!(error.code(), ErrorCode::BuildDiskFull);
+        let details = &error.body().details;
+        assert_eq!(
+            (&details["step"], &details["diskMB"], &details["freeMB"]),
+            (&2.into(), &512.into(), &3.into())
+        );
+    }
+}

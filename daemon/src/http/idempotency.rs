@@ -168,3 +168,22 @@ impl Drop for Unanswered {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_answered_otherwise_in_a_moment_is_not_kept() {
+        for (code, kept) in [
+            (201, true),
+            (400, true),
+            (409, true),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            assert_eq!(lasts(StatusCode::from_u16(code).unwrap()), kept, "{code}");
+        }
+    }
+}

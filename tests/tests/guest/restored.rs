@@ -1,7 +1,7 @@
 //! What a fork gets of the guest it is a fork of: all of it, of one instant.
 
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spore_snapshot::disk::{Durability, Overlay};
 use spore_snapshot::store::Store;
@@ -28,17 +28,23 @@ pub fn a_fork_is_restored_and_not_rebooted() {
     let manifest = image.store().manifest(&image.checkpoint()).unwrap();
     let then: u64 = manifest.annotations["monotonicNs"].parse().unwrap();
     // The guest was asked, was settled and rested; a clock that goes on from there has not gone far.
-    let soon = then + u64::try_from(Duration::from_secs(45).as_nanos()).unwrap();
+    const RESTED: Duration = Duration::from_secs(45);
+    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap();
     for _ in 0..2 {
+        // How long an answer takes is up to who else wants the processors: the guest's clock goes on meanwhile, as the
+        // host's does, and not further.
+        let asked = Instant::now();
         let mut fork = image.fork();
         let first = fork.agent.status().unwrap();
+        let soon = then + nanos(RESTED + asked.elapsed());
         assert_eq!(hex(&first.boot_nonce), manifest.annotations["bootNonce"]);
         assert!((then..soon).contains(&first.monotonic_ns), "{then}: {first:?}");
         std::thread::sleep(Duration::from_millis(200));
         let second = fork.agent.status().unwrap();
         assert_eq!(first.boot_nonce, second.boot_nonce);
         let passed = second.monotonic_ns - first.monotonic_ns;
-        assert!((200_000_000..5_000_000_000).contains(&passed), "{passed}");
+        let most = nanos(asked.elapsed());
+        assert!((200_000_000..most).contains(&passed), "{passed} of {most}");
         // The other clock is the host's, whenever the checkpoint was made.
         let before = now();
         let asked = fork.agent.ping().unwrap().realtime_ns;
