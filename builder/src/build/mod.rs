@@ -414,6 +414,10 @@ mod tests {
                 }
             }
         }
-        assert_eq!(files, [""; 0].map(std::path::PathBuf::from));
+        assert_eq!(
+            files,
+            [data.path().join("version")],
+            "which says of which form it is"
+        );
     }
 }
