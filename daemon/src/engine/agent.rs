@@ -59,7 +59,7 @@ pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
     Ok((agent, cut))
 }
 
-/// The same for a question that is answered at once, if not by each guest: none takes more than [`QUESTION`].
+/// The same for a question that is answered at once, if not by each guest: one that takes ten minutes is given up.
 ///
 /// # Errors
 /// As [`connect`].
