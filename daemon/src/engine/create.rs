@@ -72,6 +72,22 @@ pub(super) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<()> 
     Ok(())
 }
 
+/// Before anything is made for it: a fork that cannot be told its environment is destroyed.
+///
+/// # Errors
+/// `invalid_request`.
+pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<()> {
+    let cannot = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    match env.iter().find(cannot) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::invalid(format!(
+            "env {name:?}: a name must not be empty or have '=', and neither it nor the value a NUL"
+        ))),
+    }
+}
+
 /// # Errors
 /// `invalid_request`.
 pub(super) fn expiry(timeout_seconds: Option<u32>) -> Result<Option<u64>> {
@@ -148,6 +164,7 @@ impl Engine {
         let count = request.count.unwrap_or(1);
         check_count(count)?;
         check_metadata(&request.metadata)?;
+        check_env(&request.env)?;
         let order = self.order(request)?;
         let promises = self.ledger.promise(order.memory_mb, count)?;
         let one = |promise| self.make(request, &order, promise);

@@ -9,7 +9,9 @@ use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
 use super::cgroup::Share;
-use super::create::{AGENT, Made, check_count, check_maximum, check_metadata, expiry, idle_timeout, policy};
+use super::create::{
+    AGENT, Made, check_count, check_env, check_maximum, check_metadata, expiry, idle_timeout, policy,
+};
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
 use crate::error::Result;
@@ -31,6 +33,7 @@ impl Engine {
         self.must_take_work()?;
         check_count(request.count)?;
         check_metadata(&request.metadata)?;
+        check_env(&request.env)?;
         let expires_at = expiry(request.timeout_seconds)?;
         let parent = self.sandbox(id)?;
         let parents = parent.changing().idle_timeout_seconds;
