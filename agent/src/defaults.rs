@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use spore_protocol::{ExecDefaults, Failure, FailureKind};
+use spore_protocol::{ExecDefaults, Failure, FailureKind, fork_port};
 
 use crate::files::Replacement;
 use crate::sys::lock;
@@ -122,17 +122,7 @@ fn check(defaults: &ExecDefaults) -> Result<(), Failure> {
 
 /// Whether these can be environment variables.
 pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
-    for (key, value) in env {
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(Failure::new(
-                FailureKind::InvalidArgument,
-                format!(
-                    "environment variable {key:?}: its name must not be empty or have '=', and neither NUL"
-                ),
-            ));
-        }
-    }
-    Ok(())
+    fork_port::check_env(env).map_err(|error| Failure::new(FailureKind::InvalidArgument, error.to_string()))
 }
 
 /// Whether this can be a working directory; it need not exist.

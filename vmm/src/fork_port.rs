@@ -158,11 +158,9 @@ impl ForkPort {
         self.when_ready().take().is_some()
     }
 
-    /// The machine is let run now. Says when, in monotonic nanoseconds.
-    pub fn released(&self) -> u64 {
-        let now = monotonic_ns();
-        self.report().released_ns = Some(now);
-        now
+    /// The machine is let run now.
+    pub fn released(&self) {
+        self.report().released_ns = Some(monotonic_ns());
     }
 
     /// What the guest has reported since the machine was made.
@@ -261,7 +259,8 @@ mod tests {
         let done = std::sync::Arc::new(Mutex::new(Vec::new()));
         let port = |value: u32, withdrawn: bool| {
             let port = ForkPort::new(true).unwrap();
-            let released = port.released();
+            port.released();
+            let released = port.reported().released_ns.unwrap();
             let done = done.clone();
             port.do_when_ready(Box::new(move |report| {
                 assert_eq!(report.released_ns, Some(released));

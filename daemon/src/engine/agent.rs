@@ -53,10 +53,7 @@ fn unreachable(sandbox: &Sandbox, why: impl std::fmt::Display) -> Error {
 /// # Errors
 /// `conflict` if it is paused, `sandbox_ended`, `guest_unreachable`, `insufficient_capacity`.
 pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
-    let in_use = sandbox.activity().begin();
-    let (agent, mut cut) = visit(sandbox, None)?;
-    cut._use = Some(in_use);
-    Ok((agent, cut))
+    use_for(sandbox, None)
 }
 
 /// The same for a question that is answered at once, if not by each guest: one that takes ten minutes is given up.
@@ -64,8 +61,12 @@ pub fn connect(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
 /// # Errors
 /// As [`connect`].
 pub fn ask(sandbox: &Sandbox) -> Result<(Agent, Cut)> {
+    use_for(sandbox, Some(QUESTION))
+}
+
+fn use_for(sandbox: &Sandbox, limit: Option<Duration>) -> Result<(Agent, Cut)> {
     let in_use = sandbox.activity().begin();
-    let (agent, mut cut) = visit(sandbox, Some(QUESTION))?;
+    let (agent, mut cut) = visit(sandbox, limit)?;
     cut._use = Some(in_use);
     Ok((agent, cut))
 }

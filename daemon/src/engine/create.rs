@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use spore_builder::Plugged;
-use spore_builder::build::{checkpoint_for, choose, missing};
+use spore_builder::build::{choose, missing, variant};
 use spore_builder::observe::Silent;
+use spore_protocol::fork_port;
 use spore_snapshot::CheckpointId;
 use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
 use spore_vmm::guest::Guest;
@@ -77,15 +78,7 @@ pub(super) fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<()> 
 /// # Errors
 /// `invalid_request`.
 pub(super) fn check_env(env: &BTreeMap<String, String>) -> Result<()> {
-    let cannot = |(name, value): &(&String, &String)| {
-        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
-    };
-    match env.iter().find(cannot) {
-        None => Ok(()),
-        Some((name, _)) => Err(Error::invalid(format!(
-            "env {name:?}: a name must not be empty or have '=', and neither it nor the value a NUL"
-        ))),
-    }
+    fork_port::check_env(env).map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// # Errors
@@ -224,11 +217,9 @@ impl Engine {
             return Ok((checkpoint, id));
         }
         // A VM that boots, as a build's does.
-        let _promise = self
-            .ledger
-            .promise_build(missing(&image, request.cpus).floor_mb)?;
-        let checkpoint = checkpoint_for(&self.host, &image, asked, request.cpus, &mut Silent)?;
-        Ok((checkpoint, id))
+        let wanted = missing(&image, request.cpus);
+        let _promise = self.ledger.promise_build(wanted.floor_mb)?;
+        Ok((variant(&self.host, &image, wanted, &mut Silent)?, id))
     }
 
     fn make(&self, request: &CreateSandbox, order: &Order, promise: Promise) -> Result<Made> {

@@ -78,10 +78,8 @@ impl Store {
     /// # Errors
     /// When a directory can't be made or read, or is of a later build.
     pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        Self::check_version(data_dir)?;
-        let store = Self {
-            root: data_dir.to_owned(),
-        };
+        let store = Self::attach(data_dir);
+        let version = store.version()?;
         for dir in DIRS.iter().chain(&["tmp"]) {
             store.make_dir(&store.root.join(dir))?;
         }
@@ -90,7 +88,9 @@ impl Store {
         for dir in [&store.root, &images, &images.join("names")] {
             publish::sync_parent(dir)?;
         }
-        store.say_version()?;
+        if version.is_none() {
+            store.say_version()?;
+        }
         store.sweep()?;
         Ok(store)
     }

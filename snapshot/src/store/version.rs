@@ -22,7 +22,11 @@ impl Store {
         Self::attach(data_dir).version().map(drop)
     }
 
-    fn version(&self) -> Result<Option<u32>, StoreError> {
+    /// Which form it says it has, if it says so.
+    ///
+    /// # Errors
+    /// As [`Store::check_version`].
+    pub(super) fn version(&self) -> Result<Option<u32>, StoreError> {
         let path = self.root.join(FILE);
         let text = match read_small(&path, MAX) {
             Ok(text) => text,
@@ -44,12 +48,9 @@ impl Store {
         }
     }
 
-    /// Says which form the directory has, if nobody has said it yet.
+    /// Says which form the directory has.
     pub(super) fn say_version(&self) -> Result<(), StoreError> {
-        match self.version()? {
-            Some(_) => Ok(()),
-            None => self.put_file(&self.root.join(FILE), format!("{VERSION}\n").as_bytes()),
-        }
+        self.put_file(&self.root.join(FILE), format!("{VERSION}\n").as_bytes())
     }
 }
 

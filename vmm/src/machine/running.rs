@@ -108,21 +108,21 @@ fn wait_readable(first: &EventFd, second: &EventFd, limit: Duration) -> bool {
 }
 
 impl Running {
-    /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest. Says when, in
-    /// monotonic nanoseconds.
+    /// Lets a parked machine go: its clocks go on from where they stood, and its vCPUs enter the guest. The
+    /// fork port's [`Report`] says when.
     ///
     /// # Errors
     /// [`MachineError`] when KVM does not take the clock.
-    pub fn release(&mut self) -> Result<u64, MachineError> {
+    pub fn release(&mut self) -> Result<(), MachineError> {
         if let Some(clock_ns) = self.clock_ns.take() {
             let clock = clock_from(clock_ns);
             self.shared.vm.set_clock(&clock).map_err(ioctl("KVM_SET_CLOCK"))?;
         }
         // Before: once it is open, whoever waits for a processor may wait for the guest.
-        let released = self.shared.port.released();
+        self.shared.port.released();
         self.shared.gate.open();
         self.released = true;
-        Ok(released)
+        Ok(())
     }
 
     /// Whether it waits to be released.

@@ -122,6 +122,20 @@ pub enum MailboxError {
     Malformed(#[from] postcard::Error),
 }
 
+/// Whether these can be environment variables.
+///
+/// # Errors
+/// [`MailboxError::Variable`].
+pub fn check_env(env: &BTreeMap<String, String>) -> Result<(), MailboxError> {
+    let bad = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+    };
+    match env.iter().find(bad) {
+        None => Ok(()),
+        Some((name, _)) => Err(MailboxError::Variable(name.clone())),
+    }
+}
+
 impl Wake {
     /// A mailbox page, with no reason yet.
     ///
@@ -216,12 +230,7 @@ impl Head {
 
 impl Rest {
     fn check(&self) -> Result<(), MailboxError> {
-        let bad = |(name, value): &(&String, &String)| {
-            name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
-        };
-        if let Some((name, _)) = self.env.iter().find(bad) {
-            return Err(MailboxError::Variable(name.clone()));
-        }
+        check_env(&self.env)?;
         Ok(self.network.as_ref().map_or(Ok(()), Network::check)?)
     }
 }

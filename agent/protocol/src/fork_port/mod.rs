@@ -14,7 +14,7 @@ mod mailbox;
 
 use serde::{Deserialize, Serialize};
 
-pub use mailbox::{Head, MAX_HOSTNAME_BYTES, MailboxError, Wake, layout};
+pub use mailbox::{Head, MAX_HOSTNAME_BYTES, MailboxError, Wake, check_env, layout};
 
 /// Guest-physical address of the register page.
 pub const REGISTERS: u64 = 0xD010_0000;
