@@ -10,8 +10,10 @@ binaries=$(cd "$1" && pwd -P)
 # Short: a socket's path has at most 107 bytes.
 work=$(mktemp -d "${TMPDIR:-/tmp}/spore-daemon-XXXXXX")
 export SPORE_DATA=$work/data SPORE_SOCKET=$work/s SPORE_VM=$binaries/spore-vm
-daemon= empty=
+daemon= empty= build=
 finish() {
+	[[ -z $build ]] || kill -TERM "$build" 2>/dev/null || true
+	[[ -z $build ]] || wait "$build" 2>/dev/null || true
 	[[ -z $empty ]] || kill -TERM "$empty" 2>/dev/null || true
 	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
 	[[ -z $daemon ]] || wait "$daemon" 2>/dev/null || true
@@ -25,8 +27,25 @@ await_socket() {
 	for ((i = 0; i < 100; i++)); do [[ ! -S $1 ]] || return 0; sleep 0.1; done
 }
 
+# The interface of a daemon that has nothing: calls are answered at once, and there can be many of them. It needs no
+# image, so that one is built meanwhile.
+"$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>"$work/empty.log" &
+empty=$!
 printf '%s' '{"base":"busybox","name":"tiny","builderMemoryMB":512,"runtimeMemoryMB":512,"steps":[]}' >"$work/tiny.json"
-"$binaries/spore" build --network none "$work/tiny.json"
+"$binaries/spore" build --network none "$work/tiny.json" >"$work/build.log" 2>&1 &
+build=$!
+status=0
+await_socket "$work/e"
+SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
+kill -TERM "$empty"
+wait "$empty" || { status=1; cat "$work/empty.log"; }
+empty=
+build_status=0
+wait "$build" || build_status=$?
+build=
+cat "$work/build.log"
+((build_status == 0)) || exit "$build_status"
+
 "$binaries/spore" serve --openapi >"$work/openapi.json"
 "$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
 daemon=$!
@@ -34,18 +53,9 @@ await_socket "$SPORE_SOCKET"
 
 export SPORE_TEST_IMAGE=tiny SPORE_TEST_BASE=busybox SPORE_OPENAPI=$work/openapi.json
 call() { curl -sS --fail-with-body --unix-socket "$SPORE_SOCKET" "http://spore$1" "${@:2}"; }
-status=0
 scripts/sdk-python.sh || status=1
 scripts/sdk-typescript.sh || status=1
-# Against a daemon that has nothing: calls are answered at once, and there can be many of them.
-"$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>>"$work/log" &
-empty=$!
-await_socket "$work/e"
-SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
-kill -TERM "$empty"
-wait "$empty" || status=1
-empty=
-# And against one that has something, where they may copy and checkpoint VMs.
+# The interface of one that has something, where calls may copy and checkpoint VMs.
 sandbox=$("$binaries/spore" create tiny --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])')
 SPORE_FUZZ_EXAMPLES=10 SPORE_FUZZ_SANDBOX=$sandbox SPORE_FUZZ_IMAGE=tiny scripts/api-fuzz.sh || status=1
 

@@ -200,14 +200,21 @@ fn build_steps(host: &Host, disk_mb: u64, steps: &[Value]) -> Tried {
     });
     let manifest = Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap();
     let (mut cached, mut started, mut output) = (0, Instant::now(), Vec::new());
+    let begun = Instant::now();
     let mut observer = On(|event: BuildEvent<'_>| match event {
-        BuildEvent::StepCached { .. } => cached += 1,
-        BuildEvent::StepStarted { .. } => started = Instant::now(),
         BuildEvent::Output(bytes) => output.extend(bytes),
-        _ => {}
+        event => {
+            // Where the minutes go that this test takes.
+            eprintln!("{:6.1} s: {event:?}", begun.elapsed().as_secs_f64());
+            match event {
+                BuildEvent::StepCached { .. } => cached += 1,
+                BuildEvent::StepStarted { .. } => started = Instant::now(),
+                _ => {}
+            }
+        }
     });
     let result = spore_builder::build(host, &manifest, &Options::default(), &mut observer);
-    eprintln!("the last step took {:.1} s", started.elapsed().as_secs_f64());
+    eprintln!("{:6.1} s: the end", begun.elapsed().as_secs_f64());
     Tried {
         result,
         cached,
