@@ -69,6 +69,7 @@ lint: ## formatting, clippy, rustdoc, all with warnings as errors; syntax of the
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(CARGOFLAGS) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(CARGOFLAGS) --workspace --test guest -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGOFLAGS) --workspace --no-deps
 
 unit: ## tests of every crate but those on guests

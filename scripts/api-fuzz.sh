@@ -40,13 +40,15 @@ curl -sS --fail --unix-socket "$SPORE_SOCKET" http://spore/v1/openapi.json >"$wo
 "$work/venv/bin/openapi-spec-validator" "$work/openapi.json"
 
 hooks=$PWD/scripts/api_fuzz_hooks.py
-only=()
+only=() patience=60
 if [[ -n ${SPORE_FUZZ_SANDBOX:-} ]]; then
+	# A boot and a checkpoint of it, where guests are interpreted.
+	patience=300
 	only=(--exclude-method DELETE --exclude-path-regex '/pause$')
 fi
 cd "$work"
 SCHEMATHESIS_HOOKS=$hooks "$work/venv/bin/st" run "http://127.0.0.1:$(cat port)/v1/openapi.json" \
-	--phases coverage,fuzzing --max-examples "${SPORE_FUZZ_EXAMPLES:-20}" --request-timeout 60 \
+	--phases coverage,fuzzing --max-examples "${SPORE_FUZZ_EXAMPLES:-20}" --request-timeout "$patience" \
 	--checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
 	--exclude-path /v1/events --exclude-path /v1/host/drain "${only[@]}" --no-color >log 2>&1 || {
 	cat log

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// No test waits longer for one event: a build may boot twice before it tells one.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
@@ -110,7 +113,7 @@ impl Http {
         self.send(call, &[], b"")
     }
 
-    /// A stream of events.
+    /// A stream of events. What happens from when this returns is in it.
     pub fn events(&self, call: &str, headers: &[(&str, &str)], body: &Value) -> Events {
         let mut stream = self.connect();
         let body = if body.is_null() {
@@ -121,7 +124,13 @@ impl Http {
         stream
             .write_all(&request(call, headers, body.as_bytes()))
             .unwrap();
-        Events(BufReader::new(stream))
+        let mut stream = BufReader::new(stream);
+        let mut line = String::from("the head");
+        while line.trim() != "" {
+            line.clear();
+            stream.read_line(&mut line).unwrap();
+        }
+        Events(stream)
     }
 }
 
@@ -150,7 +159,10 @@ impl Events {
 
     /// The data of the next event of a type.
     pub fn next_of(&mut self, kind: &str) -> Value {
+        let began = Instant::now();
         loop {
+            // There is a comment every 10 s at least.
+            assert!(began.elapsed() < PATIENCE, "there is no {kind}");
             let data = self
                 .next_data()
                 .unwrap_or_else(|| panic!("the stream ended before a {kind}"));

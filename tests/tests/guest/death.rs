@@ -13,7 +13,7 @@ use spore_vmm::process::VmError;
 use crate::image::{checkpoint_of, image};
 
 /// What the kernel may need to take a killed process apart.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Owns a VM until it is killed.
 pub fn owner(root: &Path) {

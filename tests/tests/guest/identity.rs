@@ -316,7 +316,13 @@ pub fn hooks_run_in_order_before_anyone_can_talk_to_the_fork() {
     };
     let (mut parent, id) = with_hooks(&[
         ("9-last", &say("last")),
-        ("10-first", &format!("sleep 0.5; {}", say("first"))),
+        (
+            "10-first",
+            &format!(
+                "n=0; while [ $n -lt 50000 ]; do n=$((n+1)); done; {}",
+                say("first")
+            ),
+        ),
         ("2-second", &say("second")),
     ]);
     assert_eq!(parent.get("/run/order"), None, "they are for forks");

@@ -15,7 +15,7 @@ use spore_vmm::process::{Overlays, RecordError};
 use crate::image::{Copy, DISK_MB, FLOOR_MB, checkpoint_of, image};
 
 /// What the kernel may need to take a killed process apart, and init to notice.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Counts for as long as the guest runs.
 const COUNT: &str =

@@ -7,8 +7,8 @@ use spore_tests::{data, left};
 use crate::image;
 
 pub fn nothing_is_left_and_the_checkpoint_is_as_it_was() {
-    left::soon_nothing(Duration::from_secs(2), left::children);
-    left::soon_nothing(Duration::from_secs(2), || left::users_of(&data::root()));
+    left::soon_nothing(Duration::from_secs(30), left::children);
+    left::soon_nothing(Duration::from_secs(30), || left::users_of(&data::root()));
     let Some(image) = image::made() else {
         return;
     };

@@ -71,7 +71,7 @@ pub fn growth_is_in_the_guest_and_on_the_host_and_shrinking_gives_it_back() {
     assert!(taken > used / 10 * 9, "only {taken} of it is what was plugged");
     assert!(full - resident > used / 10 * 9, "{resident} to {full}");
 
-    fork.sh("kill $(pidof hold)");
+    fork.sh("kill $(pidof hold); while pidof hold >/dev/null; do sleep 0.1; done");
     let (guest, agent) = fork.parts();
     let granted = guest.resize(agent, FLOOR_MB).unwrap();
     assert_eq!(granted.granted_mb, FLOOR_MB);

@@ -3,12 +3,11 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use spore_builder::Plugged;
 use spore_network::{Config, Network, Policy};
 use spore_snapshot::store::Store;
-use spore_tests::sandbox::Sandbox;
+use spore_tests::sandbox::{LIMIT, Sandbox};
 use spore_tests::{left, role, wire};
 use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
@@ -197,9 +196,7 @@ fn a_live_fork_is_somebody_else(store: &Store, network: &Network) {
     let mut parent = Online::new(store, network, &Policy::Nat);
     parent.guest.sh(&wire::ticking("/run/heard", "/run/ended"));
     let heard = "wc -l </run/heard";
-    left::soon("the parent's connection", Duration::from_secs(30), || {
-        parent.guest.sh(heard) != "0"
-    });
+    left::soon("the parent's connection", LIMIT, || parent.guest.sh(heard) != "0");
     let plugged = Plugged::new(network, &Policy::Nat).unwrap();
     let who = Someone::on(Identity::default(), plugged.plug().clone());
     let mut forked = parent.guest.live_fork_anyone(store, &[who]);
@@ -209,17 +206,15 @@ fn a_live_fork_is_somebody_else(store: &Store, network: &Network) {
     };
     child.check();
     assert_ne!(child.address(), parent.address());
-    left::soon("the end of what was inherited", Duration::from_secs(30), || {
+    left::soon("the end of what was inherited", LIMIT, || {
         child.guest.sh("cat /run/ended 2>/dev/null || true") == "ended"
     });
     assert_eq!(child.fetch(), format!("hello {}", wire::HOST));
 
     let before = parent.guest.sh(heard);
-    left::soon(
-        "the parent's connection going on",
-        Duration::from_secs(30),
-        || parent.guest.sh(heard) != before,
-    );
+    left::soon("the parent's connection going on", LIMIT, || {
+        parent.guest.sh(heard) != before
+    });
     assert_eq!(parent.guest.sh("cat /run/ended 2>/dev/null || true"), "");
     parent.check();
 

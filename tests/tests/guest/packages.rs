@@ -1,7 +1,7 @@
 //! Packages that cannot be had, or that do harm, from an archive of the test's own.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use spore_builder::observe::BuildEvent;
@@ -14,9 +14,6 @@ use spore_tests::{host, left, role, wire};
 use crate::builds::assert_nothing_was_built;
 use crate::image::{On, base64, run_step};
 
-/// How long a step may take that finds nobody at the other end: apt's 20 s, twice, and what programs cost to start
-/// where guests are interpreted and share two processors with others.
-const SOON: Duration = Duration::from_secs(240);
 /// How many packets that ask for a connection apt may send meanwhile: in 20 s of the guest's time it is five, twice
 /// (after 1, 3, 7 and 15 s again). As the base has it, it would be 20: 30 s, four times.
 const ASKED: std::ops::RangeInclusive<u32> = 2..=14;
@@ -85,7 +82,6 @@ pub fn packaged(root: &Path) {
 
 fn a_mirror_that_does_not_answer(host: &Host) {
     let tried = build(host, DISK_MB, &["large"]);
-    assert!(tried.took < SOON, "{:?}", tried.took);
     let BuildError::StepFailed {
         step: 2,
         label,
@@ -169,8 +165,6 @@ struct Tried {
     result: Result<Built, BuildError>,
     /// How many of its steps need not run.
     cached: usize,
-    /// How long the last step took that ran.
-    took: Duration,
     /// What the steps wrote.
     output: String,
 }
@@ -199,18 +193,13 @@ fn build_steps(host: &Host, disk_mb: u64, steps: &[Value]) -> Tried {
         "diskMB": disk_mb,
     });
     let manifest = Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap();
-    let (mut cached, mut started, mut output) = (0, Instant::now(), Vec::new());
-    let begun = Instant::now();
+    let (mut cached, begun, mut output) = (0, Instant::now(), Vec::new());
     let mut observer = On(|event: BuildEvent<'_>| match event {
         BuildEvent::Output(bytes) => output.extend(bytes),
         event => {
             // Where the minutes go that this test takes.
             eprintln!("{:6.1} s: {event:?}", begun.elapsed().as_secs_f64());
-            match event {
-                BuildEvent::StepCached { .. } => cached += 1,
-                BuildEvent::StepStarted { .. } => started = Instant::now(),
-                _ => {}
-            }
+            cached += usize::from(matches!(event, BuildEvent::StepCached { .. }));
         }
     });
     let result = spore_builder::build(host, &manifest, &Options::default(), &mut observer);
@@ -218,7 +207,6 @@ fn build_steps(host: &Host, disk_mb: u64, steps: &[Value]) -> Tried {
     Tried {
         result,
         cached,
-        took: started.elapsed(),
         output: String::from_utf8_lossy(&output).into_owned(),
     }
 }

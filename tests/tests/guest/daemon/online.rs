@@ -5,13 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use spore_tests::sandbox::LIMIT;
 use spore_tests::{left, role, wire};
 
 use super::Daemon;
 use crate::image::image;
 use crate::network::{ask, said};
 
-const SOON: Duration = Duration::from_secs(30);
+/// A look into a guest takes seconds where it is interpreted.
+const SOON: Duration = LIMIT;
 
 pub fn a_place_on_the_network_is_adopted_and_given_back() {
     if !rustix::process::geteuid().is_root() {

@@ -512,13 +512,16 @@ fn nothing_is_promised_when_all_is_deleted(daemon: &Daemon) {
         if host["sandboxes"] == 0 && host["memory"]["committedMB"] == 0 {
             break;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{host}");
+        assert!(began.elapsed() < WRITTEN, "{host}");
         std::thread::sleep(Duration::from_millis(50));
     }
     // A checkpoint that its client did not wait for may still be being written.
     let store = Store::attach(daemon.root());
     left::soon_nothing(WRITTEN, || {
-        store.gc(&Keep::default()).unwrap();
+        match store.gc(&Keep::default()) {
+            Err(StoreError::Busy) => {}
+            collected => drop(collected.unwrap()),
+        }
         let found = std::fs::read_dir(daemon.root().join("tmp")).unwrap();
         found.map(|entry| entry.unwrap().path()).collect()
     });

@@ -10,7 +10,7 @@ use spore_tests::{hold, left, role};
 use spore_vmm::guest::GuestError;
 use spore_vmm::process::VmError;
 
-use super::live_fork::{count, counting, stop_counting};
+use super::live_fork::{count, counted, counting, stop_counting};
 use super::{first, is_whole, mark, marked, nothing_is_left, plan};
 use crate::image::image;
 
@@ -36,6 +36,7 @@ pub fn a_busy_guest_stands_still_for_a_moment_only() {
     drop(parent);
 
     let mut fork = Sandbox::fork(store, &id);
+    counted(&mut fork);
     let [memory, disk] = ["/run", "/var"].map(|place| count(&mut fork, place));
     assert!(
         disk == memory || disk == memory + 1,

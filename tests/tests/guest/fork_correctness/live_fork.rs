@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spore_builder::build::{Variant, variant};
 use spore_builder::observe::BuildEvent;
@@ -34,6 +34,15 @@ pub fn count(sandbox: &mut Sandbox, place: &str) -> u64 {
     let text = String::from_utf8(bytes).unwrap();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().last().map_or(0, |line| line.parse().unwrap())
+}
+
+/// Waits until it has ended in a fork: whoever ran it hung up as far as the fork knows.
+pub fn counted(fork: &mut Sandbox) {
+    left::soon("the program runs on without its caller", LIMIT, || {
+        let before = count(fork, "/run");
+        std::thread::sleep(Duration::from_millis(500));
+        count(fork, "/run") == before
+    });
 }
 
 /// Ends it, and says how far it came.
@@ -68,12 +77,7 @@ pub fn the_parent_keeps_its_connections_and_all_is_of_one_instant() {
             fork.get("/var/dirty").unwrap(),
             b"written and not on the disk yet\n"
         );
-        // Whoever ran the program hung up as far as the fork knows, which ends it there.
-        left::soon("the program runs on without its caller", LIMIT, || {
-            let before = count(fork, "/run");
-            std::thread::sleep(Duration::from_millis(500));
-            count(fork, "/run") == before
-        });
+        counted(fork);
         let [memory, disk] = ["/run", "/var"].map(|place| count(fork, place));
         assert!(
             disk == memory || disk == memory + 1,
@@ -114,6 +118,7 @@ pub fn each_is_somebody_else_and_no_clock_goes_back() {
         .into_iter()
         .map(|fork| Sandbox::new(fork.unwrap()))
         .collect();
+    let asked = Instant::now();
     let clock = parent.agent.status().unwrap().monotonic_ns;
     let is = witness::ask(&mut parent);
     assert_eq!(
@@ -127,7 +132,10 @@ pub fn each_is_somebody_else_and_no_clock_goes_back() {
     let mut uuids = BTreeSet::from([parent.get("/proc/sys/kernel/random/uuid").unwrap()]);
     for fork in &mut forks {
         let status = fork.agent.status().unwrap();
-        assert!(status.monotonic_ns.abs_diff(clock) < 60_000_000_000);
+        // It goes on as the parent's does; how long the answers take is up to who else wants the processors.
+        let most = asked.elapsed() + Duration::from_secs(1);
+        let apart = status.monotonic_ns.abs_diff(clock);
+        assert!(u128::from(apart) < most.as_nanos(), "{apart} ns");
         let seen = witness::ask(fork);
         assert_eq!(seen.back_ns, 0, "{seen:?}");
         assert!(seen.looks > was.looks, "it went on looking");

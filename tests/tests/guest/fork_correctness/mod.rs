@@ -138,7 +138,7 @@ fn marked(sandbox: &mut Sandbox) -> String {
 
 /// That nothing uses a store and nothing of VMs is in it.
 fn nothing_is_left(root: &Path) {
-    spore_tests::left::soon_nothing(std::time::Duration::from_secs(5), || {
+    spore_tests::left::soon_nothing(std::time::Duration::from_secs(30), || {
         spore_tests::left::in_store(root)
     });
 }
