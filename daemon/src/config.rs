@@ -1,6 +1,7 @@
 //! What whoever starts a daemon decides.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use spore_vmm::pool::Budget;
@@ -18,6 +19,8 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// Addresses of sandboxes.
     pub network_range: Ipv4Net,
+    /// The control group below which VMs have theirs, as a path in each hierarchy; absent: the daemon's own.
+    pub cgroup: Option<PathBuf>,
     /// What may be promised.
     pub limits: Limits,
     /// Templates and shells that are kept.
@@ -39,6 +42,8 @@ pub struct Limits {
     pub execs: usize,
     /// After how many seconds without use a sandbox is destroyed that does not say it itself.
     pub idle_seconds: Option<u32>,
+    /// For how long a client may stop reading an answer, or sending a file, in the middle of it.
+    pub stalled: Duration,
 }
 
 impl Default for Limits {
@@ -50,6 +55,7 @@ impl Default for Limits {
             builds: 4,
             execs: 1024,
             idle_seconds: None,
+            stalled: Duration::from_secs(600),
         }
     }
 }

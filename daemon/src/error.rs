@@ -178,7 +178,7 @@ impl From<GuestError> for Error {
             GuestError::Agent(_) | GuestError::Unreachable { .. } | GuestError::Identity { .. } => {
                 Self::new(ErrorCode::GuestUnreachable, message)
             }
-            GuestError::ForkCount { .. } => Self::invalid(message),
+            GuestError::ForkCount { .. } | GuestError::CannotBe { .. } => Self::invalid(message),
             GuestError::NoForkPort { .. } => Self::new(ErrorCode::GuestUnreachable, message),
             GuestError::Checkpoint { .. } => Self::new(ErrorCode::Damaged, message),
             GuestError::Vm(VmError::Ended { .. } | VmError::Gone { .. }) => {

@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, flock};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::config::Config;
 use crate::engine::Engine;
@@ -164,6 +165,7 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
     let activated = std::env::var_os("LISTEN_FDS").is_some();
     let listener = listen(&path)?;
     let _bound = Bound(&path, !activated);
+    let stalled = config.limits.stalled;
     let engine = Arc::new(Engine::open(config)?);
     let keeper = Keeper::start(engine.clone()).map_err(io("starting a thread"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -172,7 +174,7 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
         .max_blocking_threads(CONNECTIONS + http::MOST_IN_PLACE)
         .build()
         .map_err(io("starting threads"))?;
-    let served = runtime.block_on(accept(listener, engine.clone(), ready));
+    let served = runtime.block_on(accept(listener, stalled, engine.clone(), ready));
     // Those too that were begun while the others were waited for.
     engine.builds().cancel_all();
     drop(keeper);
@@ -181,7 +183,12 @@ pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
     served
 }
 
-async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()) -> Result<(), ServeError> {
+async fn accept(
+    listener: StdListener,
+    stalled: Duration,
+    engine: Arc<Engine>,
+    ready: impl FnOnce(),
+) -> Result<(), ServeError> {
     listener.set_nonblocking(true).map_err(io("the socket"))?;
     let listener = UnixListener::from_std(listener).map_err(io("the socket"))?;
     let router = http::router(engine.clone());
@@ -215,7 +222,10 @@ async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()
             }
         };
         let service = TowerToHyperService::new(router.clone());
-        let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        // Whoever does not read what is said has gone, and what waits for it ends as if it had hung up.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(stalled));
+        let connection = http.serve_connection_with_upgrades(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection.into_owned());
         tokio::spawn(async move {
             let _permit = permit;
@@ -230,4 +240,54 @@ async fn accept(listener: StdListener, engine: Arc<Engine>, ready: impl FnOnce()
     // Other streams may go on for as long as who reads them likes.
     let _ = tokio::time::timeout(LEAVING, graceful.shutdown()).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_of_ours_that_nobody_listens_at_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        clear(&path).unwrap();
+
+        let listening = StdListener::bind(&path).unwrap();
+        assert!(matches!(clear(&path), Err(ServeError::SocketInUse(_))));
+        drop(listening);
+        clear(&path).unwrap();
+        assert!(!path.exists());
+
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(
+            clear(&path),
+            Err(ServeError::NotOurs {
+                what: "is no socket",
+                ..
+            })
+        ));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &path).unwrap();
+        assert!(matches!(clear(&path), Err(ServeError::NotOurs { .. })));
+        std::fs::remove_file(&path).unwrap();
+
+        drop(StdListener::bind(&path).unwrap());
+        // Only root can give it to somebody else.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+            let theirs = "belongs to somebody else";
+            assert!(matches!(clear(&path), Err(ServeError::NotOurs { what, .. }) if what == theirs));
+            assert!(path.exists());
+        }
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_refused_with_its_length() {
+        let path = format!("/tmp/{}", "x".repeat(MAX_SOCKET_PATH - 4));
+        let error = listen(Path::new(&path)).unwrap_err();
+        assert!(
+            matches!(error, ServeError::PathTooLong { length: 108, .. }),
+            "{error}"
+        );
+    }
 }

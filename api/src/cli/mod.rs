@@ -2,7 +2,7 @@
 
 pub mod remote;
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -124,6 +124,13 @@ pub struct Serve {
     /// End sandboxes that nobody has used for this many seconds, unless they say otherwise [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=2_592_000))]
     pub idle_timeout: Option<u32>,
+    /// Hang up on clients that stop reading an answer, or sending a file, for this many seconds; who reads less than
+    /// 160 KiB in it counts as stopped
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(10..=86_400))]
+    pub client_timeout: u32,
+    /// Control group below which VMs have theirs, for example `spore` [default: the daemon's own]
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    pub cgroup: Option<PathBuf>,
     /// Templates kept loaded
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub templates: u16,
@@ -142,6 +149,15 @@ fn overcommit(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(factor) if (0.1..=100.0).contains(&factor) => Ok(factor),
         _ => Err("it must be 0.1 to 100".into()),
+    }
+}
+
+fn group(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text.trim_start_matches('/'));
+    let normal = path.components().all(|part| matches!(part, Component::Normal(_)));
+    match normal && path != Path::new("") {
+        true => Ok(path),
+        false => Err("it must be a path below the root of control groups, without `.` and `..`".into()),
     }
 }
 

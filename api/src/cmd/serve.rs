@@ -1,6 +1,7 @@
 //! `spore serve`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use spore_daemon::{Config, Limits};
 use spore_vmm::pool::Budget;
@@ -23,12 +24,14 @@ pub fn run(global: &Global, args: &Serve) -> Result<ExitCode, Failure> {
         cache: cache_dir(global)?,
         kernel: global.kernel.clone(),
         network_range: global.network_range,
+        cgroup: args.cgroup.clone(),
         limits: Limits {
             reserve_mb: args.reserve,
             overcommit: args.overcommit,
             sandboxes: args.max_sandboxes,
             builds: args.max_builds,
             idle_seconds: args.idle_timeout,
+            stalled: Duration::from_secs(args.client_timeout.into()),
             ..Limits::default()
         },
         budget: Budget {

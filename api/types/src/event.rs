@@ -55,6 +55,17 @@ pub enum EventKind {
         /// The error's code, if there is none.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<crate::ErrorCode>,
+        /// The first line of what it says.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
+    },
+    /// The process that forks of a checkpoint are copied from ended, or does not answer. Another is loaded when it is
+    /// wanted; sandboxes run on.
+    TemplateLost {
+        /// Of which checkpoint.
+        checkpoint: String,
+        /// How it ended.
+        cause: String,
     },
     /// A checkpoint is there.
     CheckpointCreated {

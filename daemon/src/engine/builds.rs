@@ -11,6 +11,7 @@ use spore_builder::{Cancel, HostMemory, Limits, Manifest, Options};
 use spore_types::{BuildMessage, BuildRequest, BuildState, ErrorCode, EventKind};
 use tokio::sync::watch;
 
+use super::events::cause;
 use super::images::show;
 use super::{Engine, now};
 use crate::error::{Error, Result};
@@ -346,9 +347,9 @@ impl Engine {
     fn close(&self, build: &Build, result: Result<spore_types::Image>) {
         let took = build.started.elapsed();
         self.metrics.build_ended(result.is_ok(), took);
-        let (image, error) = match &result {
-            Ok(image) => (Some(image.id.clone()), None),
-            Err(error) => (None, Some(error.code())),
+        let (image, error, cause) = match &result {
+            Ok(image) => (Some(image.id.clone()), None, None),
+            Err(error) => (None, Some(error.code()), Some(cause(error))),
         };
         let last = match result {
             Ok(image) => BuildMessage::Image { image },
@@ -361,6 +362,7 @@ impl Engine {
             build: build.id.clone(),
             image,
             error,
+            cause,
         });
     }
 }

@@ -1,12 +1,18 @@
 //! A control group for each VM process: what it may have of memory, processors and tasks.
 //!
 //! Version 2 where its hierarchy has controllers for us, else version 1, else none: [`Groups::describe`] says which.
-//! Ours are below the group the daemon was started in, in `spore-vms`, one a sandbox, named after it. With version 2
-//! whoever starts the daemon gives it a group of its own (systemd: `Delegate=yes`), whose processes are moved into
-//! `daemon` below it, since a group with controllers for children has no processes (cgroups(7)).
+//! Ours are in `spore-vms`, one a sandbox, named after it: below the group that is asked for, or else below the one the
+//! daemon was started in. A service is to ask for one outside of its own, since its sandboxes outlive it: with version 2
+//! nothing can be started in a group that has controllers for children (cgroups(7), "no internal processes"), which a
+//! service's own group would be when it is started again.
+//!
+//! Below the daemon's own group, with version 2, whoever starts it gives it one for itself; its processes are moved into
+//! `daemon` below that.
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 /// The directory that holds all of ours.
 const OURS: &str = "spore-vms";
@@ -14,6 +20,8 @@ const OURS: &str = "spore-vms";
 const OVERHEAD_MB: u64 = 256;
 /// The most tasks: vCPUs, the I/O thread, the control thread, and the kernel's for them.
 const TASKS: u32 = 128;
+/// How often a process is put into its group whose group is removed meanwhile.
+const TRIES: u32 = 3;
 /// Processor weight of one vCPU, of 1 to 10000 (version 2).
 const WEIGHT: u32 = 100;
 /// The same in version 1's shares, of 2 to 262144.
@@ -68,8 +76,14 @@ fn own_path(text: &str, controller: Option<&str>) -> Option<String> {
 }
 
 fn write(path: &Path, text: impl ToString) -> io::Result<()> {
-    std::fs::write(path, text.to_string())
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    // A group that was removed has no device for it (kernfs).
+    std::fs::write(path, text.to_string()).map_err(|error| {
+        let kind = match error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) {
+            true => io::ErrorKind::NotFound,
+            false => error.kind(),
+        };
+        io::Error::new(kind, format!("{}: {error}", path.display()))
+    })
 }
 
 fn make(path: &Path) -> io::Result<()> {
@@ -79,23 +93,42 @@ fn make(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a group of version 2, if it is not there, whose children are limited.
+fn hand_down(group: &Path) -> io::Result<()> {
+    make(group)?;
+    write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")
+}
+
 impl Groups {
-    /// Finds out what there is, and makes the directory of ours.
-    pub fn find(root: &Path) -> Self {
+    /// Finds out what there is, and makes the directory of ours: below the group `below`, or the daemon's own.
+    pub fn find(root: &Path, below: Option<&Path>) -> Self {
         let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         if root.join("cgroup.controllers").exists() {
-            return match Self::v2(root, &text) {
+            let ours = match below {
+                Some(group) => Self::v2_below(root, group),
+                None => Self::v2(root, &text),
+            };
+            return match ours {
                 Ok(ours) => Self::V2(ours),
                 Err(error) => Self::None(format!("cgroup v2: {error}")),
             };
         }
-        let below = |controller: &str| {
-            let own = own_path(&text, Some(controller))?;
-            let ours = root.join(controller).join(own).join(OURS);
+        let in_one = |controller: &str| {
+            let hierarchy = root.join(controller);
+            // One that is not there is not made.
+            hierarchy.join("tasks").exists().then_some(())?;
+            let group = match below {
+                Some(group) => {
+                    std::fs::create_dir_all(hierarchy.join(group)).ok()?;
+                    hierarchy.join(group)
+                }
+                None => hierarchy.join(own_path(&text, Some(controller))?),
+            };
+            let ours = group.join(OURS);
             make(&ours).ok()?;
             Some(ours)
         };
-        let (memory, cpu, pids) = (below("memory"), below("cpu"), below("pids"));
+        let (memory, cpu, pids) = (in_one("memory"), in_one("cpu"), in_one("pids"));
         if memory.is_none() && cpu.is_none() && pids.is_none() {
             return Self::None("no cgroup controller can be used".to_owned());
         }
@@ -113,8 +146,17 @@ impl Groups {
         }
         let ours = own.join(OURS);
         for group in [&own, &ours] {
-            make(group)?;
-            write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+            hand_down(group)?;
+        }
+        Ok(ours)
+    }
+
+    fn v2_below(root: &Path, group: &Path) -> io::Result<PathBuf> {
+        let ours = root.join(group).join(OURS);
+        let mut down: Vec<&Path> = ours.ancestors().take_while(|at| at.starts_with(root)).collect();
+        down.reverse();
+        for group in down {
+            hand_down(group)?;
         }
         Ok(ours)
     }
@@ -153,11 +195,27 @@ impl Groups {
     /// What the kernel does not allow.
     pub fn place(&self, id: &str, pid: u32) -> io::Result<()> {
         for dir in self.dirs() {
-            let group = dir.join(id);
-            make(&group)?;
-            write(&group.join("cgroup.procs"), pid)?;
+            self.place_in(dir, id, pid)?;
         }
         Ok(())
+    }
+
+    /// Whoever sweeps, which may be another daemon, removes what has no processes yet.
+    fn place_in(&self, dir: &Path, id: &str, pid: u32) -> io::Result<()> {
+        let mut tries = 0;
+        loop {
+            let group = dir.join(id);
+            let placed = make(&group).and_then(|()| write(&group.join("cgroup.procs"), pid));
+            tries += 1;
+            let removed = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            if !placed.as_ref().is_err_and(removed) || tries == TRIES {
+                return placed;
+            }
+            match self {
+                Self::V2(_) => hand_down(dir)?,
+                _ => make(dir)?,
+            }
+        }
     }
 
     /// Changes what it may have.
@@ -231,9 +289,33 @@ mod tests {
     }
 
     #[test]
+    fn our_groups_are_below_the_one_that_is_asked_for_in_both_versions() {
+        let asked = Some(Path::new("host/spore"));
+        // Files take what is written to them, as the kernel's do.
+        let second = tempfile::tempdir().unwrap();
+        std::fs::write(second.path().join("cgroup.controllers"), "").unwrap();
+        let Groups::V2(ours) = &Groups::find(second.path(), asked) else {
+            panic!("it is version 2");
+        };
+        assert_eq!(*ours, second.path().join("host/spore/spore-vms"));
+        for group in ["", "host", "host/spore", "host/spore/spore-vms"] {
+            let control = second.path().join(group).join("cgroup.subtree_control");
+            assert_eq!(std::fs::read_to_string(control).unwrap(), "+memory +cpu +pids");
+        }
+        let first = tempfile::tempdir().unwrap();
+        std::fs::create_dir(first.path().join("memory")).unwrap();
+        std::fs::write(first.path().join("memory/tasks"), "").unwrap();
+        let Groups::V1 { memory, cpu, pids } = &Groups::find(first.path(), asked) else {
+            panic!("it is version 1");
+        };
+        assert_eq!(*memory, Some(first.path().join("memory/host/spore/spore-vms")));
+        assert_eq!((cpu, pids), (&None, &None));
+    }
+
+    #[test]
     fn a_host_without_groups_has_none_and_says_so() {
         let root = tempfile::tempdir().unwrap();
-        let groups = Groups::find(root.path());
+        let groups = Groups::find(root.path(), None);
         assert!(
             groups.describe().starts_with("no cgroups"),
             "{}",

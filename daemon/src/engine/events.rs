@@ -11,6 +11,11 @@ use crate::time::{micros, millis, since_1970};
 /// Events that are kept for followers who were away.
 const KEPT: usize = 10_000;
 
+/// What an error says, in one line: what follows it are a guest's last words.
+pub fn cause(error: &impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
 /// The events of this daemon. Their ids go on rising when another takes its place: they begin at the time it was
 /// started, in microseconds, which no daemon gets through in events.
 #[derive(Debug)]

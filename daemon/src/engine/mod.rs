@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use spore_builder::Host;
 use spore_types::{ErrorCode, EventKind};
@@ -38,7 +39,7 @@ use spore_vmm::pool::Pool;
 
 use self::builds::Builds;
 use self::cgroup::Groups;
-use self::events::Events;
+use self::events::{Events, cause};
 use self::facts::FactsCache;
 use self::ledger::Ledger;
 use self::metrics::Metrics;
@@ -48,6 +49,9 @@ use self::sandbox::Sandbox;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::time::since_1970;
+
+/// How long somebody who only looks at a VM may be at it.
+const LOOKED_AT: Duration = Duration::from_millis(50);
 
 /// Seconds since 1970-01-01 UTC.
 pub fn now() -> u64 {
@@ -100,7 +104,10 @@ impl Engine {
             ..spore_network::Config::default()
         });
         let pool = Pool::new(host.store().clone(), config.budget).map_err(Error::internal)?;
-        let groups = Arc::new(Groups::find(Path::new("/sys/fs/cgroup")));
+        let groups = Arc::new(Groups::find(
+            Path::new("/sys/fs/cgroup"),
+            config.cgroup.as_deref(),
+        ));
         let host = Arc::new(host);
         let facts = Arc::new(FactsCache::default());
         pool.on_armed(prepare::shells(
@@ -108,6 +115,14 @@ impl Engine {
             groups.clone(),
             facts.clone(),
         ));
+        let events = Arc::<Events>::default();
+        let told = events.clone();
+        pool.on_lost(Box::new(move |checkpoint, error| {
+            told.tell(EventKind::TemplateLost {
+                checkpoint: checkpoint.to_string(),
+                cause: cause(error),
+            });
+        }));
         let memory = spore_builder::HostMemory::read().map_err(Error::internal)?;
         let metrics = Metrics::default();
         let engine = Self {
@@ -115,7 +130,7 @@ impl Engine {
             builds: Builds::new(config.limits.builds),
             host,
             pool,
-            events: Arc::default(),
+            events,
             metrics,
             facts,
             records: RecordCache::default(),
@@ -171,11 +186,14 @@ impl Engine {
     /// Makes a sandbox known, and outlive the daemon.
     pub fn register(&self, sandbox: Sandbox) -> Arc<Sandbox> {
         let sandbox = Arc::new(sandbox);
-        self.map().insert(sandbox.id().to_owned(), sandbox.clone());
         self.metrics.sandboxes_created.inc();
+        let mut map = self.map();
+        map.insert(sandbox.id().to_owned(), sandbox.clone());
+        // Told before anybody can find it and end it.
         self.events.tell(EventKind::SandboxCreated {
             sandbox: sandbox.id().to_owned(),
         });
+        drop(map);
         sandbox
     }
 
@@ -197,7 +215,7 @@ impl Engine {
         sandbox.kill();
         self.map().remove(sandbox.id());
         self.metrics.sandboxes_ended.inc();
-        match sandbox.try_work() {
+        match sandbox.try_work_within(LOOKED_AT) {
             Some(mut work) => self.discard(work.take()),
             // Whoever works with it fails soon, since its VM is dead.
             None => {
@@ -241,6 +259,11 @@ impl Engine {
         if self.draining.swap(draining, Ordering::Relaxed) != draining {
             self.events.tell(EventKind::Draining { draining });
         }
+    }
+
+    /// For how long a client may stop in the middle of what it reads or sends.
+    pub fn stalled(&self) -> Duration {
+        self.config.limits.stalled
     }
 
     /// Room for one more command.

@@ -56,7 +56,8 @@ impl Engine {
     }
 }
 
-fn confine(groups: &Groups, id: &str, pid: u32, share: Share) -> io::Result<()> {
+/// Puts a process into its group, with what it may have.
+pub(super) fn confine(groups: &Groups, id: &str, pid: u32, share: Share) -> io::Result<()> {
     groups.place(id, pid)?;
     groups.limit(id, share)
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use spore_builder::Plugged;
@@ -221,6 +222,18 @@ impl Sandbox {
             Err(TryLockError::WouldBlock) => return None,
         };
         Some(Work { guest, _use: None })
+    }
+
+    /// As [`Sandbox::try_work`], for who would rather wait a moment: whoever only looks is soon done.
+    pub fn try_work_within(&self, limit: Duration) -> Option<Work<'_>> {
+        let started = Instant::now();
+        loop {
+            match self.try_work() {
+                Some(work) => return Some(work),
+                None if started.elapsed() >= limit => return None,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 
     /// What has gone through its interface; while somebody works with its VM, what had when that was last counted.

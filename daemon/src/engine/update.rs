@@ -1,13 +1,15 @@
 //! What is changed of a running sandbox.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use spore_types::{EventKind, SandboxState, SandboxUpdate};
-use spore_vmm::guest::{GuestError, ResizeError};
+use spore_vmm::guest::{Guest, GuestError, ResizeError};
 
 use super::Engine;
 use super::cgroup::Share;
 use super::create::{AGENT, check_maximum, check_metadata, expiry, idle_timeout};
+use super::prepare::confine;
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -65,7 +67,7 @@ impl Engine {
             cpus: sandbox.fixed.cpus,
         };
         if u64::from(wanted) > before {
-            self.relimit(sandbox.id(), share(wanted));
+            self.relimit(&held.guest, share(wanted));
         }
         let agent = held.guest.agent(AGENT);
         let resized = agent.and_then(|mut agent| held.guest.resize(&mut agent, wanted));
@@ -81,7 +83,7 @@ impl Engine {
         };
         // Not more than was promised, so there is room.
         held.promise.change(granted)?;
-        self.relimit(sandbox.id(), share(granted));
+        self.relimit(&held.guest, share(granted));
         let mut changing = sandbox.changing();
         changing.requested_mb = asked_mb;
         changing.granted_mb = granted;
@@ -93,9 +95,16 @@ impl Engine {
         resized.map(drop).map_err(Error::from)
     }
 
-    fn relimit(&self, id: &str, share: Share) {
-        if let Err(error) = self.groups.limit(id, share) {
-            tracing::warn!(sandbox = id, %error, "its limits stay as they were");
+    fn relimit(&self, guest: &Guest, share: Share) {
+        let limited = match self.groups.limit(guest.id(), share) {
+            // It was made by a daemon that had its groups elsewhere.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                confine(&self.groups, guest.id(), guest.pid(), share)
+            }
+            limited => limited,
+        };
+        if let Err(error) = limited {
+            tracing::warn!(sandbox = guest.id(), %error, "its limits stay as they were");
         }
     }
 

@@ -162,7 +162,18 @@ pub async fn write(
     let mut body = request.into_body().into_data_stream();
     let mut taken = 0;
     let mut refused = None;
-    while let Some(piece) = body.next().await {
+    let stalled = engine.stalled();
+    loop {
+        let Ok(next) = tokio::time::timeout(stalled, body.next()).await else {
+            // If the guest has refused meanwhile, that is what it came to.
+            if writing.is_finished() {
+                break;
+            }
+            let message = format!("nothing more of the file came within {} s", stalled.as_secs());
+            refused = Some(Error::new(ErrorCode::TimedOut, message));
+            break;
+        };
+        let Some(piece) = next else { break };
         let piece = piece.map_err(|error| io::Error::other(error.to_string()));
         taken += piece.as_ref().map_or(0, |piece| piece.len() as u64);
         if taken > MAX_FILE {

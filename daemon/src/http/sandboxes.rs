@@ -7,11 +7,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use spore_types::{
     CreateSandbox, CreatedSandbox, ErrorReply, ForkRequest, Forked, Sandbox, SandboxUpdate, Sandboxes,
 };
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Path, Query, switch};
 use super::{Shared, blocking, promptly};
@@ -34,10 +34,20 @@ fn shown(admitted: Admitted, paused_us: Option<u64>) -> Forked {
     }
 }
 
+/// What making sandboxes comes to.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum Created {
+    /// One, where no number was asked for.
+    One(Box<CreatedSandbox>),
+    /// As many as were.
+    Many(Forked),
+}
+
 /// Makes a sandbox, or several at once.
 #[utoipa::path(post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes", request_body = CreateSandbox,
     params(("Idempotency-Key" = Option<String>, Header, description = "The same key answers the same for an hour")),
-    responses((status = 201, description = "It is ready; with `count`, a list of them", body = CreatedSandbox),
+    responses((status = 201, description = "It is ready; with `count`, a list of them", body = inline(Created)),
               (status = "default", description = "An error", body = ErrorReply)))]
 pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSandbox>) -> Result<Response> {
     let asked = Instant::now();
@@ -60,7 +70,7 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
     match (many, forked.sandboxes.pop()) {
         (false, Some(one)) => {
             let ready = Duration::from_micros(one.sandbox.times.ready_us);
-            let response = (StatusCode::CREATED, Json(one)).into_response();
+            let response = (StatusCode::CREATED, Json(Created::One(Box::new(one)))).into_response();
             if !command {
                 engine.metrics().created(asked.elapsed(), ready);
             }
@@ -68,7 +78,7 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
         }
         (_, last) => {
             forked.sandboxes.extend(last);
-            Ok((StatusCode::CREATED, Json(forked)).into_response())
+            Ok((StatusCode::CREATED, Json(Created::Many(forked))).into_response())
         }
     }
 }

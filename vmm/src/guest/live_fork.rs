@@ -102,6 +102,9 @@ impl Guest {
                 max: MAX_FORKS,
             });
         }
+        for identity in identities {
+            identity.into().check()?;
+        }
         // Until the forks pin them, nothing else keeps the frozen layers from being collected.
         let _hold = store.hold()?;
         let asked = monotonic_ns();

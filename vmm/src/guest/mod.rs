@@ -79,6 +79,12 @@ pub enum GuestError {
         /// The last lines of the console.
         console: String,
     },
+    /// A fork cannot be what it is asked to be; none was made.
+    #[error("{why}")]
+    CannotBe {
+        /// Why not.
+        why: String,
+    },
     /// Copies of the guest could not be told that they are copies.
     #[error("this guest cannot be copied, since its copies would have its random numbers and ids: {why}")]
     NoForkPort {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use spore_protocol::network::Network;
 
+use super::GuestError;
 use crate::machine::Identity;
 
 /// An end of a network on this host, and who a guest is on it.
@@ -33,6 +34,17 @@ impl Someone {
             },
             tap: Some(plug.tap),
         }
+    }
+
+    /// Before anything is made for it.
+    ///
+    /// # Errors
+    /// [`GuestError::CannotBe`].
+    pub(crate) fn check(&self) -> Result<(), GuestError> {
+        let checked = self.identity.check();
+        checked.map_err(|error| GuestError::CannotBe {
+            why: error.to_string(),
+        })
     }
 
     pub(super) fn identity(&self) -> Identity {

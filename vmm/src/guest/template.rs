@@ -265,6 +265,8 @@ impl Guest {
         who: impl Into<Someone>,
     ) -> Result<Self, GuestError> {
         let asked = monotonic_ns();
+        let who = who.into();
+        who.check()?;
         let (spec, layers) = load_spec(store, checkpoint)?;
         let run = RunDir::create(store, &new_id())?;
         let vm = VmHandle::spawn(&console_of(run.path()), &vsock_of(run.path()))?;

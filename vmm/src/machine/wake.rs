@@ -27,6 +27,16 @@ pub struct Identity {
     pub network: Option<Network>,
 }
 
+impl Identity {
+    /// Whether a fork can be told this, before there is one.
+    ///
+    /// # Errors
+    /// [`MachineError::Identity`].
+    pub fn check(&self) -> Result<(), MachineError> {
+        page([0; 16], self).map(drop)
+    }
+}
+
 impl Shared {
     /// Writes the mailbox of a machine that is about to wake at its fork port: random bytes and ids
     /// drawn now, the time as of now, who it is asked to be.
@@ -34,9 +44,7 @@ impl Shared {
     /// # Errors
     /// [`MachineError::Identity`] when it cannot be what is asked.
     pub(super) fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
-        let page = wake(self.generation, identity)
-            .to_page()
-            .map_err(|error| MachineError::Identity(error.to_string()))?;
+        let page = page(self.generation, identity)?;
         self.ram
             .view()
             .memory()
@@ -55,6 +63,12 @@ impl Running {
             Err(_) => String::new(),
         }
     }
+}
+
+fn page(generation: [u8; 16], identity: &Identity) -> Result<Vec<u8>, MachineError> {
+    wake(generation, identity)
+        .to_page()
+        .map_err(|error| MachineError::Identity(error.to_string()))
 }
 
 /// What a fork is told. Everything random in it is drawn here, from the host's kernel.

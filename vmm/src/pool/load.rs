@@ -41,11 +41,12 @@ impl Shared {
         self.load(id)
     }
 
-    /// Loads a template anew whose process died. Its shells stay, and what it had learned of waking.
+    /// Loads a template anew whose process died, as `error` says. Its shells stay, and what it had learned of waking.
     pub(super) fn reload(
         &self,
         id: &CheckpointId,
         dead: &Arc<Mutex<Template>>,
+        error: &GuestError,
     ) -> Result<Arc<Mutex<Template>>, GuestError> {
         let mut inner = self.lock();
         match inner.entries.get_mut(id) {
@@ -57,6 +58,9 @@ impl Shared {
             }
         }
         drop(inner);
+        if let Some(tell) = self.on_lost.get() {
+            tell(id, error);
+        }
         self.reaper.template(dead.clone());
         let template = self.load(id)?;
         let pages = lock(dead).wake_set().cloned();

@@ -78,6 +78,9 @@ pub struct PoolStats {
 /// What is to be done with a shell of a checkpoint when it was made.
 pub type OnArmed = Box<dyn Fn(&CheckpointId, &mut Shell) + Send + Sync>;
 
+/// Who is told that a template's process has died, and how.
+pub type OnLost = Box<dyn Fn(&CheckpointId, &GuestError) + Send + Sync>;
+
 /// Templates and shells kept ready.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -93,6 +96,7 @@ struct Shared {
     /// A template was loaded, or could not be.
     loaded: Condvar,
     on_armed: OnceLock<OnArmed>,
+    on_lost: OnceLock<OnLost>,
     reaper: Reaper,
 }
 
@@ -147,7 +151,7 @@ impl Shared {
         let split = lock(template).split_off(&self.store);
         match split {
             Err(error) if is_gone(&error) => {
-                *template = self.reload(id, template)?;
+                *template = self.reload(id, template, &error)?;
                 lock(template).split_off(&self.store)
             }
             split => split,
@@ -203,6 +207,7 @@ impl Pool {
             wanted: Condvar::new(),
             loaded: Condvar::new(),
             on_armed: OnceLock::new(),
+            on_lost: OnceLock::new(),
             reaper: Reaper::start()?,
         });
         let refilled = shared.clone();
@@ -219,6 +224,12 @@ impl Pool {
     pub fn on_armed(&self, what: OnArmed) {
         // Somebody was first.
         let _ = self.shared.on_armed.set(what);
+    }
+
+    /// Says who is told of templates that died, once of each, when it is seen. The first to say so is heard.
+    pub fn on_lost(&self, who: OnLost) {
+        // Somebody was first.
+        let _ = self.shared.on_lost.set(who);
     }
 
     /// Drops all shells and makes no more, or makes them again. Says how many were dropped.
@@ -271,6 +282,7 @@ impl Pool {
     pub fn fork(&self, id: &CheckpointId, who: impl Into<Someone>) -> Result<Forked, GuestError> {
         let who = &who.into();
         let asked = monotonic_ns();
+        who.check()?;
         let _waiting = Waiting::new(&self.shared);
         while let Some(shell) = self.take_shell(id) {
             match shell.claim(who, asked) {
@@ -297,6 +309,7 @@ impl Pool {
     ) -> Result<Forked, GuestError> {
         let who = &who.into();
         let asked = monotonic_ns();
+        who.check()?;
         let _waiting = Waiting::new(&self.shared);
         self.fork_template(id, who, asked)
     }

@@ -362,7 +362,8 @@ class Event:
     """What happened on the host. Which fields there are goes by `type`.
 
     `started`: adopted · `sandboxCreated`: sandbox · `sandboxResized`: sandbox, granted_mb · `sandboxEnded`,
-    `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image or error ·
+    `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image, or error and cause ·
+    `templateLost`: checkpoint, cause ·
     `checkpointCreated`, `checkpointDeleted`: checkpoint · `imageDeleted`: image · `draining`: draining ·
     `memoryPressure`: dropped · `missed`: count, events that are missing here. There may be new types.
     """

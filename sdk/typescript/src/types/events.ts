@@ -21,7 +21,12 @@ export type EventKind =
   /** A build began. */
   | { type: 'buildStarted'; build: string }
   /** A build ended, with an image or with an error. */
-  | { type: 'buildEnded'; build: string; image?: string; error?: ErrorCode }
+  | { type: 'buildEnded'; build: string; image?: string; error?: ErrorCode; cause?: string }
+  /**
+   * The process that forks of a checkpoint are copied from ended, or does not answer. Another is loaded when it is
+   * wanted; sandboxes run on.
+   */
+  | { type: 'templateLost'; checkpoint: string; cause: string }
   /** A checkpoint is there. */
   | { type: 'checkpointCreated'; checkpoint: string }
   /** A checkpoint is no more. */

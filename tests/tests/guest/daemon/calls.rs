@@ -1,7 +1,8 @@
 //! What the calls do.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use spore_tests::left;
@@ -16,6 +17,24 @@ fn id(sandbox: &Value) -> &str {
 /// Whom the kernel ends first when memory runs out.
 fn oom_score_adj(pid: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/oom_score_adj"))
+}
+
+/// What a process may have of memory by its control group, in MiB, and the file that says so.
+fn memory_limit(pid: u32) -> (u64, PathBuf) {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let second = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let file = groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        match controllers {
+            "" if second => Some(format!("/sys/fs/cgroup{path}/memory.max")),
+            "memory" => Some(format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")),
+            _ => None,
+        }
+    });
+    let file = PathBuf::from(file.unwrap());
+    let limit: u64 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    (limit >> 20, file)
 }
 
 pub fn a_sandbox_is_made_worked_with_and_deleted() {
@@ -48,6 +67,18 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
         );
     }
     let here = format!("/v1/sandboxes/{}", id(&sandbox));
+    // Where there are control groups, its process may have what its guest may, and 256 MiB and a little more.
+    let host = http.call("GET /v1/host").expect(200);
+    let grouped = host["confinement"][0].as_str().unwrap();
+    let limited = grouped.starts_with("cgroup") && grouped.split(';').next().unwrap().contains("memory");
+    let own = daemon.root().join("run").join(id(&sandbox));
+    let vm = left::vms_using(&own)[0];
+    let group = limited.then(|| {
+        let (limit, file) = memory_limit(vm);
+        assert!(file.to_str().unwrap().contains(id(&sandbox)), "{file:?}");
+        assert_eq!(limit, floor + floor / 32 + 256);
+        file
+    });
 
     // Found again, by id and by what its owner calls it.
     let listed = |query: &str| {
@@ -70,6 +101,9 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
         )
         .expect(200);
     assert_eq!(grown["memory"]["grantedMB"], 640);
+    if limited {
+        assert_eq!(memory_limit(vm).0, 640 + 640 / 32 + 256);
+    }
     assert_eq!(grown["metadata"], json!({}));
     let total: u64 = daemon
         .sh(&sandbox, "awk '/MemTotal/ {print $2}' /proc/meminfo")
@@ -171,7 +205,14 @@ pub fn a_sandbox_is_made_worked_with_and_deleted() {
         http.call(&format!("DELETE {here}")).error(),
         (404, "not_found".into())
     );
-    assert_eq!(http.call("GET /v1/host").expect(200)["memory"]["committedMB"], 0);
+    left::soon("nothing is promised", Duration::from_secs(30), || {
+        http.call("GET /v1/host").expect(200)["memory"]["committedMB"] == 0
+    });
+    if let Some(group) = group {
+        left::soon("its control group is gone", Duration::from_secs(60), || {
+            !group.exists()
+        });
+    }
 }
 
 pub fn many_are_made_at_once_and_forked_and_checkpointed() {
@@ -301,7 +342,7 @@ pub fn a_call_with_a_key_is_made_once() {
             body.len()
         );
         gone.write_all(text.as_bytes()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
     send("k3", &body).expect(201);
     let all = daemon.http.call("GET /v1/sandboxes").expect(200);

@@ -10,6 +10,7 @@ mod soak;
 mod streams;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use spore_daemon::{Config, Limits};
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
             a_call_with_a_key_is_made_once;
         streams:
             a_command_is_driven_over_a_websocket,
+            clients_that_stop_in_the_middle_are_hung_up_on,
             a_build_tells_what_it_does_and_ends_with_who_wanted_it,
             a_build_whose_daemon_or_vm_is_killed_leaves_nothing;
         refusals:
@@ -64,9 +66,10 @@ fn socket(root: &Path) -> PathBuf {
     root.join("d.sock")
 }
 
-/// Serves until it is stopped. A file `overcommit` in the store says by how much it promises.
+/// Serves until it is stopped. A file `overcommit` in the store says by how much it promises, `stalled` for how many
+/// seconds a client may stop.
 pub fn serve(root: &Path) {
-    let overcommit = std::fs::read_to_string(root.join("overcommit")).ok();
+    let said = |name: &str| std::fs::read_to_string(root.join(name)).ok();
     let config = Config {
         socket: socket(root),
         data: root.to_owned(),
@@ -74,8 +77,10 @@ pub fn serve(root: &Path) {
         cache: root.parent().unwrap().join("cache"),
         kernel: None,
         network_range: "172.30.0.0/16".parse().unwrap(),
+        cgroup: None,
         limits: Limits {
-            overcommit: overcommit.map_or(4.0, |text| text.parse().unwrap()),
+            overcommit: said("overcommit").map_or(4.0, |text| text.parse().unwrap()),
+            stalled: Duration::from_secs(said("stalled").map_or(600, |text| text.parse().unwrap())),
             ..Limits::default()
         },
         budget: Budget {

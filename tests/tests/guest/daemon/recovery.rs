@@ -111,8 +111,6 @@ pub fn sandboxes_outlive_a_killed_daemon_and_one_that_was_stopped() {
 pub fn a_sandbox_that_nobody_uses_is_ended_and_one_that_is_used_is_not() {
     let daemon = Daemon::start();
     let mut events = daemon.http.events("GET /v1/events", &[], &Value::Null);
-    // Followed from before the first is made.
-    std::thread::sleep(Duration::from_millis(200));
     let used = daemon.create(json!({}));
     let never = daemon.create(json!({"idleTimeoutSeconds": 0}));
     let idle = daemon.create(json!({"idleTimeoutSeconds": 1}));
@@ -159,8 +157,6 @@ pub fn a_sandbox_that_nobody_uses_is_ended_and_one_that_is_used_is_not() {
 pub fn a_sandbox_that_ends_by_itself_or_by_its_time_is_told() {
     let daemon = Daemon::start();
     let mut events = daemon.http.events("GET /v1/events", &[], &Value::Null);
-    // Followed from before the first is made.
-    std::thread::sleep(Duration::from_millis(200));
     let off = daemon.create(json!({}));
     let killed = daemon.create(json!({}));
     let expiring = daemon.create(json!({"timeoutSeconds": 1}));
@@ -191,4 +187,16 @@ pub fn a_sandbox_that_ends_by_itself_or_by_its_time_is_told() {
         daemon.http.call("GET /v1/host").expect(200)["memory"]["committedMB"],
         0
     );
+
+    // What sandboxes are copied from is made again; that it was lost is told when it is missed.
+    let run = daemon.root().join("run");
+    for pid in left::vms_using(daemon.root()) {
+        if left::written_files(pid, &run).is_empty() {
+            left::kill_if_there(pid);
+        }
+    }
+    daemon.create(json!({}));
+    let lost = events.next_of("templateLost");
+    assert_eq!(lost["checkpoint"], off["checkpoint"]);
+    assert!(lost["cause"].as_str().unwrap().contains("SIGKILL"), "{lost}");
 }

@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 
 use serde_json::{Value, json};
-use spore_tests::role;
+use spore_tests::sandbox::LIMIT;
+use spore_tests::{left, role};
 
 use super::Daemon;
 use crate::image::NAME;
@@ -18,7 +19,10 @@ pub fn what_is_wrong_is_refused_with_a_code_and_nothing_is_left() {
     // Bodies. The field is named.
     let deep = format!(r#"{{"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let long = format!(r#"{{"image":"{}"}}"#, "x".repeat(2 << 20));
+    let told = format!(r#"{{"image":"proofs","env":{{"A":"{}"}}}}"#, "x".repeat(4000));
     for (body, named) in [
+        (r#"{"image":"proofs","env":{"A=B":""}}"#, "A=B"),
+        (&told, "is the most"),
         ("", "either image or checkpoint"),
         ("{", "EOF"),
         ("[]", "an object"),
@@ -135,13 +139,24 @@ pub fn what_is_wrong_is_refused_with_a_code_and_nothing_is_left() {
     {
         use std::io::Write;
         let mut half = http.connect();
-        let head =
-            format!("PUT {here}/files?path=/tmp/file HTTP/1.1\r\nhost: s\r\ncontent-length: 1000\r\n\r\nnew");
-        half.write_all(head.as_bytes()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        // More than is kept until it is sent on.
+        let head = "HTTP/1.1\r\nhost: s\r\ncontent-length: 1000000";
+        let text = format!(
+            "PUT {here}/files?path=/tmp/file {head}\r\n\r\n{}",
+            "new".repeat(100_000)
+        );
+        half.write_all(text.as_bytes()).unwrap();
+        left::soon("it is begun", LIMIT, || {
+            daemon
+                .sh(&sandbox, "cat /tmp/file; ls -A /tmp")
+                .contains(".spore-")
+        });
     }
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert_eq!(daemon.sh(&sandbox, "cat /tmp/file; ls /tmp | wc -l"), "old\n1");
+    left::soon("nothing else is left", LIMIT, || {
+        let seen = daemon.sh(&sandbox, "cat /tmp/file; ls -A /tmp");
+        assert!(seen.starts_with("old\n"), "{seen}");
+        !seen.contains(".spore-")
+    });
 
     let all = http.call("GET /v1/sandboxes").expect(200);
     assert_eq!(all["sandboxes"].as_array().unwrap().len(), 1, "{all}");

@@ -1,15 +1,19 @@
 //! What is said while it happens.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 use spore_tests::left;
+use spore_tests::sandbox::LIMIT;
 use tungstenite::{Message, WebSocket};
 
 use super::Daemon;
-use crate::image::{BUILDER_MB, FLOOR_MB};
+use crate::image::{BUILDER_MB, FLOOR_MB, image};
 
-type Socket = WebSocket<std::os::unix::net::UnixStream>;
+type Socket = WebSocket<UnixStream>;
 
 fn open(daemon: &Daemon, sandbox: &Value, first: Value) -> Socket {
     let stream = daemon.http.connect();
@@ -118,13 +122,10 @@ pub fn a_command_is_driven_over_a_websocket() {
         json!({"cmd": ["sh", "-c", "echo on; exec sleep 777"]}),
     );
     until(&mut socket, Some("on"));
-    left::soon("it runs", Duration::from_secs(20), || running() == "1");
+    left::soon("it runs", LIMIT, || running() == "1");
     drop(socket);
-    left::soon("the command has ended", Duration::from_secs(20), || {
-        running() == "0"
-    });
+    left::soon("the command has ended", LIMIT, || running() == "0");
     {
-        use std::io::Write;
         let body = json!({"cmd": ["sleep", "777"]}).to_string();
         let mut gone = daemon.http.connect();
         let here = sandbox["id"].as_str().unwrap();
@@ -133,11 +134,63 @@ pub fn a_command_is_driven_over_a_websocket() {
             body.len()
         );
         gone.write_all((head + &body).as_bytes()).unwrap();
-        left::soon("it runs", Duration::from_secs(20), || running() == "1");
+        left::soon("it runs", LIMIT, || running() == "1");
     }
-    left::soon("the command has ended", Duration::from_secs(20), || {
-        running() == "0"
+    left::soon("the command has ended", LIMIT, || running() == "0");
+}
+
+/// Whether the other end has hung up, though what it said may still be to be read (poll(2)).
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut one = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut one, Some(&Timespec::default())).unwrap();
+    one[0].revents().contains(PollFlags::HUP)
+}
+
+pub fn clients_that_stop_in_the_middle_are_hung_up_on() {
+    // More than sockets and the daemon keep of it.
+    const LARGE: usize = 4 << 20;
+    let copy = image().copy();
+    std::fs::write(copy.store().root().join("stalled"), "3").unwrap();
+    let daemon = Daemon::on(copy);
+    let sandbox = daemon.create(json!({}));
+    let here = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+    daemon.sh(&sandbox, &format!("head -c {LARGE} /dev/zero >/run/large"));
+    let say = |text: &str| {
+        let mut stream = daemon.http.connect();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+
+    // One does not send the file that it said it would: it is told, and there is none.
+    let half =
+        format!("PUT {here}/files?path=/run/half HTTP/1.1\r\nhost: s\r\ncontent-length: 8\r\n\r\nhalf");
+    let mut answer = String::new();
+    say(&half).read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 504 ") && answer.contains("timed_out"),
+        "{answer}"
+    );
+    let half = daemon.http.call(&format!("GET {here}/files?path=/run/half"));
+    assert_eq!(half.error(), (422, "guest_refused".into()));
+
+    // One does not read a file, another no more of what its command says, which ends then.
+    let mut reading = say(&format!(
+        "GET {here}/files?path=/run/large HTTP/1.1\r\nhost: s\r\n\r\n"
+    ));
+    let mut listening = open(&daemon, &sandbox, json!({"cmd": ["yes"]}));
+    until(&mut listening, Some("y"));
+    left::soon("the daemon has hung up", Duration::from_secs(120), || {
+        hung_up(&reading) && hung_up(listening.get_ref())
     });
+    let running = || daemon.sh(&sandbox, "grep -ls '^yes' /proc/[0-9]*/cmdline | wc -l");
+    left::soon("the command has ended", LIMIT, || running() == "0");
+    let mut read = Vec::new();
+    // It may end with a reset, as what was sent to it is still there.
+    let _ = reading.read_to_end(&mut read);
+    assert!(!read.is_empty() && read.len() < LARGE, "{} bytes", read.len());
+    drop(listening);
+    assert_eq!(daemon.sh(&sandbox, "echo alive"), "alive");
 }
 
 fn manifest(command: &str) -> Value {
@@ -234,12 +287,16 @@ pub fn a_build_whose_daemon_or_vm_is_killed_leaves_nothing() {
     assert_eq!(unknown.error(), (404, "not_found".into()));
 
     // It can be asked for again, and fails with its VM.
+    let mut host = daemon.http.events("GET /v1/events", &[], &Value::Null);
     let mut events = daemon.http.events("POST /v1/images", &[], &body);
     events.next_of("output");
     left::vms_using(&run).into_iter().for_each(left::kill);
     let error = events.next_of("error")["error"].clone();
     assert_eq!(error["code"], "internal", "{error}");
     assert!(error["message"].as_str().unwrap().contains("SIGKILL"), "{error}");
+    let ended = host.next_of("buildEnded");
+    assert_eq!(ended["error"], "internal");
+    assert!(ended["cause"].as_str().unwrap().contains("SIGKILL"), "{ended}");
     left::soon_nothing(Duration::from_secs(20), store);
     let host = daemon.http.call("GET /v1/host").expect(200);
     assert_eq!(host["memory"]["committedMB"], 0);
