@@ -1,6 +1,6 @@
 """What makes some of the fuzzer's calls meet what is there: schemathesis makes up ids and names, which nobody has.
 
-SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE name a sandbox and an image of the daemon; without them nothing is changed.
+SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE name a sandbox and an image of the daemon; without them no names are changed.
 """
 
 import os
@@ -19,7 +19,7 @@ def _often() -> bool:
 
 
 # What is asked for instead of so much more that the host has it all the same: a boot, growth, a fork each.
-QUICK = {"finalizeMemoryMB": (512, 65536), "memoryMB": (640, 16384), "cpus": (1, 16), "count": (2, 64)}
+QUICK = {"finalizeMemoryMB": (512, 65536), "memoryMB": (512, 16384), "cpus": (1, 16), "count": (1, 64)}
 
 
 def _quick(name, value):
