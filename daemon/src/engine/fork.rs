@@ -58,6 +58,8 @@ impl Engine {
                 Plugged::someone(plugged.as_ref(), identity)
             })
             .collect();
+        // They are alike, but for their addresses.
+        people.iter().try_for_each(Someone::check)?;
         let mut work = parent.work();
         parent.must_run()?;
         let held = work.held()?;

@@ -92,7 +92,6 @@ impl Guest {
     /// in their places.
     pub fn live_fork<W>(&mut self, store: &Store, identities: &[W]) -> Result<LiveFork, GuestError>
     where
-        W: Sync,
         for<'a> &'a W: Into<Someone>,
     {
         let count = identities.len();
@@ -102,9 +101,6 @@ impl Guest {
                 max: MAX_FORKS,
             });
         }
-        for identity in identities {
-            identity.into().check()?;
-        }
         // Until the forks pin them, nothing else keeps the frozen layers from being collected.
         let _hold = store.hold()?;
         let asked = monotonic_ns();
@@ -112,10 +108,14 @@ impl Guest {
         // Forked one after the other, since each is a fork of the one copy; the rest is theirs alone.
         let made: Vec<_> = identities
             .iter()
-            .map(|identity| (identity, self.split_off(store, &mut copy)))
+            .map(|identity| {
+                let who = identity.into();
+                let made = who.check().and_then(|()| self.split_off(store, &mut copy));
+                (who, made)
+            })
             .collect();
         drop(copy);
-        let woken = together(made, |(identity, made)| made?.arm()?.claim(identity, asked));
+        let woken = together(made, |(who, made)| made?.arm()?.claim(who, asked));
         let mut forks: Vec<Result<Guest, GuestError>> = woken
             .into_iter()
             .map(|woken| woken.map_err(VmError::host("no thread to wake a fork"))?)

@@ -36,11 +36,11 @@ impl Someone {
         }
     }
 
-    /// Before anything is made for it.
+    /// Whether a fork can be this, before one is made.
     ///
     /// # Errors
     /// [`GuestError::CannotBe`].
-    pub(crate) fn check(&self) -> Result<(), GuestError> {
+    pub fn check(&self) -> Result<(), GuestError> {
         let checked = self.identity.check();
         checked.map_err(|error| GuestError::CannotBe {
             why: error.to_string(),
