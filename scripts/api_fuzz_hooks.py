@@ -44,7 +44,7 @@ def map_body(context, body):
     operation = context.operation
     if IMAGE and operation.path == "/v1/sandboxes" and isinstance(body, dict) and _often():
         body = {name: value for name, value in body.items() if name != "checkpoint"}
-        return {**body, "image": IMAGE}
+        body = {**body, "image": IMAGE}
     # What may be asked for and takes minutes where guests are interpreted. What may not goes through.
     if isinstance(body, dict):
         body = {name: _quick(name, value) for name, value in body.items()}

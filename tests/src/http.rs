@@ -145,7 +145,10 @@ impl Events {
 
     /// The data of the next event, whatever is between; `None` at the end.
     pub fn next_data(&mut self) -> Option<Value> {
+        let began = Instant::now();
         loop {
+            // Looked at every 10 s at least: there is a comment when there is nothing else.
+            assert!(began.elapsed() < PATIENCE, "nothing is told");
             let mut line = String::new();
             if self.0.read_line(&mut line).unwrap() == 0 {
                 return None;
@@ -159,10 +162,7 @@ impl Events {
 
     /// The data of the next event of a type.
     pub fn next_of(&mut self, kind: &str) -> Value {
-        let began = Instant::now();
         loop {
-            // There is a comment every 10 s at least.
-            assert!(began.elapsed() < PATIENCE, "there is no {kind}");
             let data = self
                 .next_data()
                 .unwrap_or_else(|| panic!("the stream ended before a {kind}"));

@@ -33,7 +33,7 @@ impl Identity {
     /// # Errors
     /// [`MachineError::Identity`].
     pub fn check(&self) -> Result<(), MachineError> {
-        page([0; 16], self).map(drop)
+        page(&told(self)).map(drop)
     }
 }
 
@@ -44,7 +44,7 @@ impl Shared {
     /// # Errors
     /// [`MachineError::Identity`] when it cannot be what is asked.
     pub(super) fn write_mailbox(&self, identity: &Identity) -> Result<(), MachineError> {
-        let page = page(self.generation, identity)?;
+        let page = page(&wake(self.generation, identity))?;
         self.ram
             .view()
             .memory()
@@ -65,9 +65,8 @@ impl Running {
     }
 }
 
-fn page(generation: [u8; 16], identity: &Identity) -> Result<Vec<u8>, MachineError> {
-    wake(generation, identity)
-        .to_page()
+fn page(wake: &Wake) -> Result<Vec<u8>, MachineError> {
+    wake.to_page()
         .map_err(|error| MachineError::Identity(error.to_string()))
 }
 
@@ -77,9 +76,21 @@ fn wake(generation: [u8; 16], identity: &Identity) -> Wake {
         generation,
         entropy: [random::bytes(), random::bytes()],
         realtime_ns: realtime_ns(),
-        hostname: identity.hostname.clone(),
         machine_id: random::bytes(),
         boot_id: random::bytes(),
+        ..told(identity)
+    }
+}
+
+/// The part of it that was asked for; the rest is zero.
+fn told(identity: &Identity) -> Wake {
+    Wake {
+        generation: [0; 16],
+        entropy: [[0; 32]; 2],
+        realtime_ns: 0,
+        hostname: identity.hostname.clone(),
+        machine_id: [0; 16],
+        boot_id: [0; 16],
         env: identity.env.clone(),
         hooks_limit_ms: u32::try_from(HOOKS_LIMIT.as_millis()).unwrap_or(u32::MAX),
         network: identity.network.clone(),

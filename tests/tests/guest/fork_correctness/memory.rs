@@ -91,8 +91,12 @@ pub fn memory_is_there_as_soon_as_growth_has_been_told() {
     let blocks = after.blocks.unwrap();
     assert_eq!(blocks.online, blocks.present);
     // And it is used by whoever asks for some at once.
+    let anonymous = "awk '/^AnonPages/ {print $2}' /proc/meminfo";
+    let idle = fork.sh(anonymous).parse::<u64>().unwrap() << 10;
     fork.sh(&hold::start(USED, 63, "/run/hold"));
     assert_eq!(fork.sh(&hold::ask("/run/hold")), hold::expected(USED, 63));
+    let used = fork.sh(anonymous).parse::<u64>().unwrap() << 10;
+    assert!(used - idle > (u64::from(USED) << 20) / 10 * 9, "{idle} to {used}");
     is_whole(&mut fork);
 }
 
