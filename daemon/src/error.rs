@@ -184,6 +184,7 @@ impl From<GuestError> for Error {
             GuestError::Vm(VmError::Ended { .. } | VmError::Gone { .. }) => {
                 Self::new(ErrorCode::SandboxEnded, message)
             }
+            GuestError::Cancelled(_) => Self::new(ErrorCode::Cancelled, message),
             GuestError::Resize(error) => resize(&error),
             GuestError::Disk(error) => disk(&error),
         }
@@ -196,6 +197,9 @@ fn resize(error: &ResizeError) -> Error {
         ResizeError::AboveMaximum { requested_mb, max_mb } => Error::new(ErrorCode::AboveMaximum, message)
             .with("requestedMB", *requested_mb)
             .with("maxMB", *max_mb),
+        ResizeError::Cancelled(short) => {
+            Error::new(ErrorCode::Cancelled, message).with("grantedMB", short.granted_mb)
+        }
         ResizeError::GrewShort(short) | ResizeError::ShrankShort(short) | ResizeError::NotOnline(short) => {
             Error::new(ErrorCode::InsufficientCapacity, message)
                 .with("requestedMB", short.requested_mb)

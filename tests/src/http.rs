@@ -97,10 +97,12 @@ impl Http {
         parse(&self.raw(&request(call, headers, body)))
     }
 
-    /// A request whose answer nobody waits for.
-    pub fn abandon(&self, call: &str, body: &[u8]) {
+    /// A request whose answer nobody reads. Dropping what this returns hangs up.
+    pub fn begin(&self, call: &str, body: &[u8]) -> UnixStream {
+        let mut stream = self.connect();
         // It may be refused before it has been read.
-        let _ = self.connect().write_all(&request(call, &[], body));
+        let _ = stream.write_all(&request(call, &[], body));
+        stream
     }
 
     /// A request with JSON: `call` is method and path.

@@ -8,6 +8,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod bus;
+pub mod cancel;
 pub mod clock;
 pub mod confine;
 pub mod console;

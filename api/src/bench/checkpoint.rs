@@ -7,6 +7,7 @@ use serde::Serialize;
 use spore_builder::Host;
 use spore_snapshot::checkpoint::CheckpointKind;
 use spore_snapshot::store::Keep;
+use spore_vmm::cancel::Cancel;
 use spore_vmm::guest::{CheckpointPlan, Guest};
 
 use super::BenchError;
@@ -109,7 +110,7 @@ fn size(
     let (mut pauses, mut totals, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..count {
         let started = Instant::now();
-        let (id, times) = guest.checkpoint_timed(store, save.clone())?;
+        let (id, times) = guest.checkpoint_timed(store, save.clone(), &Cancel::default())?;
         totals.push(nanos(started.elapsed()));
         pauses.push(nanos(times.paused));
         let written = store.manifest(&id);

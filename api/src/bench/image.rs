@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
-use spore_builder::{BuildError, Host, HostMemory, Limits, Manifest, Options, Variant};
+use spore_builder::{BuildError, Cancel, Host, HostMemory, Limits, Manifest, Options, Variant};
 use spore_snapshot::CheckpointId;
 use spore_snapshot::store::Checkpoint;
 use spore_vmm::guest::Guest;
@@ -72,7 +72,13 @@ impl Target {
             floor_mb: memory_mb,
             vcpus: wanted.cpus,
         };
-        let checkpoint = spore_builder::build::variant(host, &image, variant, &mut BuildProgress::new())?;
+        let checkpoint = spore_builder::build::variant(
+            host,
+            &image,
+            variant,
+            &Cancel::default(),
+            &mut BuildProgress::new(),
+        )?;
         Ok(Self {
             image: wanted.image.unwrap_or(OWN).to_owned(),
             checkpoint,

@@ -242,8 +242,13 @@ impl Run<'_> {
     fn finalize(&mut self, image: &Image, floor_mb: u32) -> Result<(CheckpointId, f64), BenchError> {
         let started = Instant::now();
         let variant = Variant { floor_mb, vcpus: 1 };
-        let checkpoint =
-            spore_builder::build::variant(self.host, &image.record, variant, &mut BuildProgress::new())?;
+        let checkpoint = spore_builder::build::variant(
+            self.host,
+            &image.record,
+            variant,
+            self.cancel,
+            &mut BuildProgress::new(),
+        )?;
         Ok((checkpoint, seconds(started.elapsed())))
     }
 

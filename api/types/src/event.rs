@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::Usage;
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -32,6 +34,8 @@ pub enum EventKind {
         sandbox: String,
         /// Why: `deleted`, `expired`, or how its VM ended by itself.
         cause: String,
+        /// What it had used, as far as it could still be seen when it ended by itself.
+        usage: Usage,
     },
     /// Something of an earlier daemon could not be taken over.
     SandboxLost {
@@ -91,6 +95,11 @@ pub enum EventKind {
     MemoryPressure {
         /// What: `shells`, `templates` or `balloons`.
         dropped: String,
+    },
+    /// Memory stayed short when all that could be was given back, or is so no longer.
+    MemoryShort {
+        /// Whether new work is refused.
+        refusing: bool,
     },
     /// Events are missing here: the client was too slow, or follows an earlier daemon.
     Missed {

@@ -45,7 +45,7 @@ pub struct Capacity {
     pub unique_mb: u64,
     /// By how much memory is promised more than once.
     pub overcommit: f64,
-    /// The largest sandbox that would be admitted now.
+    /// The largest sandbox that would be admitted now; 0 while memory is short and nothing more can be given back.
     #[serde(rename = "largestFitMB")]
     pub largest_fit_mb: u64,
 }

@@ -4,6 +4,7 @@ use spore_snapshot::CheckpointId;
 use spore_snapshot::store::ImageRecord;
 
 use super::{Variant, variant};
+use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::host::Host;
 use crate::observe::Observer;
@@ -41,7 +42,7 @@ pub fn checkpoint_for(
     if let Some(checkpoint) = choose(image, asked_mb, cpus.map(u32::from)) {
         return Ok(checkpoint);
     }
-    variant(host, image, missing(image, cpus), observer)
+    variant(host, image, missing(image, cpus), &Cancel::default(), observer)
 }
 
 /// What [`checkpoint_for`] makes of an image that has none with so many vCPUs.

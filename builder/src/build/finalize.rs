@@ -12,7 +12,7 @@ use spore_vmm::process::{VmError, serial};
 
 use super::Variant;
 use super::steps::{boot_limit, intact};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, explain, watch};
 use crate::error::BuildError;
 use crate::hash::ContentHash;
 use crate::host::Host;
@@ -46,7 +46,7 @@ impl Finalize<'_> {
         observer: &mut dyn Observer,
     ) -> Result<CheckpointId, BuildError> {
         let result = self.boot_and_checkpoint(layers, variant, observer);
-        result.map_err(|error| self.cancel.explain(error))
+        result.map_err(|error| explain(self.cancel, error))
     }
 
     fn boot_and_checkpoint(
@@ -73,7 +73,7 @@ impl Finalize<'_> {
             durable: false,
         };
         let mut guest = Guest::cold_boot(store, &boot, None)?;
-        let _watched = self.cancel.watch(&guest)?;
+        let _watched = watch(self.cancel, &guest)?;
         let (mut agent, status) = guest
             .wait_agent(boot_limit(variant.floor_mb))
             .map_err(not_booting)?;

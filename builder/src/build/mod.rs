@@ -223,6 +223,7 @@ pub fn variant(
     host: &Host,
     image: &ImageRecord,
     variant: Variant,
+    cancel: &Cancel,
     observer: &mut dyn Observer,
 ) -> Result<CheckpointId, BuildError> {
     let id = &image.id;
@@ -239,7 +240,7 @@ pub fn variant(
         kind: CheckpointKind::Image,
         annotations: finalize::of_content(&content),
         disk: image.disk_mb.map(MiB::new),
-        cancel: &Cancel::default(),
+        cancel,
     };
     let checkpoint = phase.run(&image.disk_layers, variant, observer)?;
     host.store().update_image(id, |record| {
@@ -258,6 +259,7 @@ pub fn finalize_disks(
     layers: &[Digest],
     variant: Variant,
     annotations: BTreeMap<String, String>,
+    cancel: &Cancel,
 ) -> Result<CheckpointId, BuildError> {
     let phase = Finalize {
         host,
@@ -265,7 +267,7 @@ pub fn finalize_disks(
         kind: CheckpointKind::Sandbox,
         annotations,
         disk: None,
-        cancel: &Cancel::default(),
+        cancel,
     };
     phase.run(layers, variant, &mut Silent)
 }

@@ -12,6 +12,7 @@ use spore_vmm::guest::{Agent, ColdBoot, Guest, GuestError};
 use spore_vmm::process::VmError;
 
 use super::cache::{self, Known};
+use crate::cancel::{explain, watch};
 use crate::error::BuildError;
 use crate::host::Host;
 use crate::manifest::Manifest;
@@ -58,7 +59,7 @@ impl Phase<'_> {
             return Ok(known.layers);
         }
         let result = self.run_rest(&known, observer);
-        result.map_err(|error| self.options.cancel.explain(error))
+        result.map_err(|error| explain(&self.options.cancel, error))
     }
 
     /// A place on the network for the steps that have to run, if they are to have one.
@@ -111,7 +112,7 @@ impl Phase<'_> {
             durable: false,
         };
         let mut guest = Guest::cold_boot(store, &boot, plugged.as_ref().map(Plugged::plug))?;
-        let _watched = self.options.cancel.watch(&guest)?;
+        let _watched = watch(&self.options.cancel, &guest)?;
         let (mut agent, _) = guest.wait_agent(boot_limit(memory.get()))?;
         if let Some(plugged) = &plugged {
             let network = &plugged.plug().network;

@@ -7,7 +7,8 @@ use spore_snapshot::CheckpointId;
 use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord, Manifest};
 use spore_snapshot::store::Keep;
 use spore_types::{Checkpoint, CheckpointRequest, ErrorCode, EventKind};
-use spore_vmm::guest::CheckpointPlan;
+use spore_vmm::cancel::Cancel;
+use spore_vmm::guest::{CheckpointPlan, GuestError};
 
 use super::Engine;
 use super::create::AGENT;
@@ -93,11 +94,16 @@ impl Engine {
         Ok(show(&id, &self.host.store().manifest(&id)?))
     }
 
-    /// Checkpoints a sandbox, as it runs or by a boot of its disks.
+    /// Checkpoints a sandbox, as it runs or by a boot of its disks. Cancelled, there is none.
     ///
     /// # Errors
     /// Whatever it is, nothing is left and the sandbox runs on if it can.
-    pub fn make_checkpoint(&self, id: &str, request: &CheckpointRequest) -> Result<Checkpoint> {
+    pub fn make_checkpoint(
+        &self,
+        id: &str,
+        request: &CheckpointRequest,
+        cancel: &Cancel,
+    ) -> Result<Checkpoint> {
         let sandbox = self.sandbox(id)?;
         let mut annotations = BTreeMap::from([("sandbox".to_owned(), id.to_owned())]);
         let name = request.name.as_deref();
@@ -119,12 +125,18 @@ impl Engine {
             )));
         }
         let (id, paused) = match finalize {
-            Some(floor_mb) => (self.finalize(&sandbox, floor_mb, annotations)?, None),
+            Some(floor_mb) => (self.finalize(&sandbox, floor_mb, annotations, cancel)?, None),
             None => {
-                let (id, paused) = self.checkpoint_live(&sandbox, annotations)?;
+                let (id, paused) = self.checkpoint_live(&sandbox, annotations, cancel)?;
                 (id, Some(paused))
             }
         };
+        // Nobody knows of it, and nobody asked for it any more.
+        if let Err(cancelled) = cancel.check() {
+            self.host.store().delete_checkpoint(&id)?;
+            self.collect();
+            return Err(GuestError::from(cancelled).into());
+        }
         self.events.tell(EventKind::CheckpointCreated {
             checkpoint: id.to_string(),
         });
@@ -137,6 +149,7 @@ impl Engine {
         &self,
         sandbox: &super::sandbox::Sandbox,
         annotations: BTreeMap<String, String>,
+        cancel: &Cancel,
     ) -> Result<(CheckpointId, Duration)> {
         let mut work = sandbox.work();
         sandbox.must_run()?;
@@ -151,7 +164,7 @@ impl Engine {
             },
             annotations,
         };
-        let taken = held.guest.checkpoint_timed(self.host.store(), plan);
+        let taken = held.guest.checkpoint_timed(self.host.store(), plan, cancel);
         held.awaited = false;
         let (id, times) = taken?;
         Ok((id, times.paused))
@@ -163,6 +176,7 @@ impl Engine {
         sandbox: &super::sandbox::Sandbox,
         floor_mb: u32,
         annotations: BTreeMap<String, String>,
+        cancel: &Cancel,
     ) -> Result<CheckpointId> {
         let _promise = self.ledger.promise_build(floor_mb)?;
         let store = self.host.store();
@@ -188,6 +202,7 @@ impl Engine {
             &layers,
             variant,
             annotations,
+            cancel,
         )?)
     }
 

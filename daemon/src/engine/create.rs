@@ -9,6 +9,7 @@ use spore_builder::observe::Silent;
 use spore_protocol::fork_port;
 use spore_snapshot::CheckpointId;
 use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
+use spore_vmm::cancel::Cancel;
 use spore_vmm::guest::Guest;
 use spore_vmm::machine::Identity;
 use spore_vmm::pool;
@@ -148,19 +149,20 @@ pub(super) fn policy(policy: &NetworkPolicy) -> Result<spore_network::Policy> {
 }
 
 impl Engine {
-    /// Makes sandboxes; each is made or has its reason. Only what concerns all of them is an error of the call.
+    /// Makes sandboxes; each is made or has its reason. Only what concerns all of them is an error of the call. Cancelled,
+    /// what boots or grows for it stops.
     ///
     /// # Errors
     /// `invalid_request`, `not_found`, `above_maximum`, `insufficient_capacity`, `draining`, and others.
-    pub fn create(&self, request: &CreateSandbox) -> Result<Vec<Result<Made>>> {
+    pub fn create(&self, request: &CreateSandbox, cancel: &Cancel) -> Result<Vec<Result<Made>>> {
         self.must_take_work()?;
         let count = request.count.unwrap_or(1);
         check_count(count)?;
         check_metadata(&request.metadata)?;
         check_env(&request.env)?;
-        let order = self.order(request)?;
+        let order = self.order(request, cancel)?;
         let promises = self.ledger.promise(order.memory_mb, count)?;
-        let one = |promise| self.make(request, &order, promise);
+        let one = |promise| self.make(request, &order, promise, cancel);
         if count == 1 {
             return Ok(promises.into_iter().map(one).collect());
         }
@@ -168,14 +170,14 @@ impl Engine {
         Ok(made.map(|made| made?).collect())
     }
 
-    fn order(&self, request: &CreateSandbox) -> Result<Order> {
+    fn order(&self, request: &CreateSandbox, cancel: &Cancel) -> Result<Order> {
         let expires_at = expiry(request.timeout_seconds)?;
         let otherwise = self.config.limits.idle_seconds;
         let idle_timeout_seconds = idle_timeout(request.idle_timeout_seconds, otherwise)?;
         let exec = request.exec.as_ref().map(Collected::new).transpose()?;
         let (checkpoint, image) = match (&request.image, &request.checkpoint) {
             (Some(image), None) => {
-                let (checkpoint, id) = self.checkpoint_of_image(image, request)?;
+                let (checkpoint, id) = self.checkpoint_of_image(image, request, cancel)?;
                 (checkpoint, Some(id))
             }
             (None, Some(checkpoint)) => (self.checkpoint_id(checkpoint)?, None),
@@ -204,7 +206,12 @@ impl Engine {
         })
     }
 
-    fn checkpoint_of_image(&self, name: &str, request: &CreateSandbox) -> Result<(CheckpointId, String)> {
+    fn checkpoint_of_image(
+        &self,
+        name: &str,
+        request: &CreateSandbox,
+        cancel: &Cancel,
+    ) -> Result<(CheckpointId, String)> {
         let store = self.host.store();
         let image = self.records.find(store, name)?;
         let id = image.id.as_str().to_owned();
@@ -219,10 +226,16 @@ impl Engine {
         // A VM that boots, as a build's does.
         let wanted = missing(&image, request.cpus);
         let _promise = self.ledger.promise_build(wanted.floor_mb)?;
-        Ok((variant(&self.host, &image, wanted, &mut Silent)?, id))
+        Ok((variant(&self.host, &image, wanted, cancel, &mut Silent)?, id))
     }
 
-    fn make(&self, request: &CreateSandbox, order: &Order, promise: Promise) -> Result<Made> {
+    fn make(
+        &self,
+        request: &CreateSandbox,
+        order: &Order,
+        promise: Promise,
+        cancel: &Cancel,
+    ) -> Result<Made> {
         let plugged = self.host.plug(&order.policy)?;
         let identity = Identity {
             env: request.env.clone(),
@@ -244,7 +257,9 @@ impl Engine {
             cpus: order.facts.cpus,
         };
         self.welcome(&guest, origin, share, order.facts.floor_mb);
-        grow(&mut guest, order.facts.floor_mb, order.memory_mb, request.disk_mb)?;
+        if order.memory_mb > order.facts.floor_mb || request.disk_mb.is_some() {
+            grow(&mut guest, order, request.disk_mb, cancel)?;
+        }
         let granted_mb = order.memory_mb;
         let fixed = Fixed {
             id: guest.id().to_owned(),
@@ -309,13 +324,10 @@ impl Engine {
 }
 
 /// Memory and disk beyond what the checkpoint has.
-fn grow(guest: &mut Guest, floor_mb: u32, memory_mb: u32, disk_mb: Option<u64>) -> Result<()> {
-    if memory_mb <= floor_mb && disk_mb.is_none() {
-        return Ok(());
-    }
+fn grow(guest: &mut Guest, order: &Order, disk_mb: Option<u64>, cancel: &Cancel) -> Result<()> {
     let mut agent = guest.agent(AGENT)?;
-    if memory_mb > floor_mb {
-        guest.resize(&mut agent, memory_mb)?;
+    if order.memory_mb > order.facts.floor_mb {
+        guest.resize_unless(&mut agent, order.memory_mb, cancel)?;
     }
     if let Some(disk) = disk_mb {
         guest.grow_disk(&mut agent, disk)?;

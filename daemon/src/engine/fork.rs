@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use spore_builder::Plugged;
 use spore_types::{ForkRequest, Origin, SandboxState};
+use spore_vmm::cancel::Cancel;
 use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
@@ -25,11 +26,11 @@ pub struct LiveForked {
 }
 
 impl Engine {
-    /// Forks a running sandbox.
+    /// Forks a running sandbox. Cancelled, forks that grow or shrink stop.
     ///
     /// # Errors
     /// What concerns all forks.
-    pub fn fork(&self, id: &str, request: &ForkRequest) -> Result<LiveForked> {
+    pub fn fork(&self, id: &str, request: &ForkRequest, cancel: &Cancel) -> Result<LiveForked> {
         self.must_take_work()?;
         check_count(request.count)?;
         check_metadata(&request.metadata)?;
@@ -98,7 +99,7 @@ impl Engine {
             self.welcome(&guest, Origin::LiveFork, share, parent.fixed.floor_mb);
             if wanted_mb != has_mb {
                 let mut agent = guest.agent(AGENT)?;
-                guest.resize(&mut agent, wanted_mb)?;
+                guest.resize_unless(&mut agent, wanted_mb, cancel)?;
             }
             promise.change(wanted_mb)?;
             let fixed = fixed(&guest);

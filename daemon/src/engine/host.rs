@@ -135,7 +135,10 @@ impl Engine {
                 plugged_mb,
                 unique_mb: unique >> 20,
                 overcommit: self.config.limits.overcommit,
-                largest_fit_mb: limit_mb.saturating_sub(committed_mb),
+                largest_fit_mb: match self.must_have_memory() {
+                    Ok(()) => limit_mb.saturating_sub(committed_mb),
+                    Err(_) => 0,
+                },
             },
             pressure: pressure(),
             cpus: std::thread::available_parallelism().map_or(1, |count| small(count.get())),

@@ -76,6 +76,8 @@ pub struct Engine {
     squeezing: Arc<()>,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     draining: AtomicBool,
+    /// Memory stays short whatever is given back.
+    short: AtomicBool,
     execs: AtomicUsize,
     started_at: u64,
     /// What holds for VM processes here.
@@ -138,6 +140,7 @@ impl Engine {
             squeezing: Arc::default(),
             sandboxes: Mutex::default(),
             draining: AtomicBool::new(false),
+            short: AtomicBool::new(false),
             execs: AtomicUsize::new(0),
             started_at: now(),
             confinement: host::confinement(&groups),
@@ -212,6 +215,8 @@ impl Engine {
         if !sandbox.note_end(cause) {
             return;
         }
+        // Of a VM that runs, while it can be seen.
+        let usage = self.usage(sandbox);
         sandbox.kill();
         self.map().remove(sandbox.id());
         self.metrics.sandboxes_ended.inc();
@@ -230,6 +235,7 @@ impl Engine {
         self.events.tell(EventKind::SandboxEnded {
             sandbox: sandbox.id().to_owned(),
             cause: cause.to_owned(),
+            usage,
         });
     }
 
@@ -243,10 +249,10 @@ impl Engine {
     }
 
     /// # Errors
-    /// `draining`.
+    /// `draining`, `insufficient_capacity`.
     pub fn must_take_work(&self) -> Result<()> {
         match self.draining.load(Ordering::Relaxed) {
-            false => Ok(()),
+            false => self.must_have_memory(),
             true => Err(Error::new(
                 ErrorCode::Draining,
                 "this host is draining: it takes no new sandboxes and builds",

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use spore_types::{EventKind, SandboxState, SandboxUpdate};
+use spore_vmm::cancel::Cancel;
 use spore_vmm::guest::{Guest, GuestError, ResizeError};
 
 use super::Engine;
@@ -14,11 +15,11 @@ use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
 impl Engine {
-    /// Changes what is asked, memory first: if that fails, nothing is changed.
+    /// Changes what is asked, memory first: if that fails, nothing else is changed. Cancelled, memory stays as it is then.
     ///
     /// # Errors
     /// `above_maximum`, `insufficient_capacity` with how far it got, `conflict` if it is paused.
-    pub fn update(&self, id: &str, update: &SandboxUpdate) -> Result<Arc<Sandbox>> {
+    pub fn update(&self, id: &str, update: &SandboxUpdate, cancel: &Cancel) -> Result<Arc<Sandbox>> {
         let sandbox = self.sandbox(id)?;
         if let Some(metadata) = &update.metadata {
             check_metadata(metadata)?;
@@ -34,7 +35,7 @@ impl Engine {
         };
         let _use = sandbox.activity().begin();
         if let Some(memory_mb) = update.memory_mb {
-            self.resize(&sandbox, memory_mb)?;
+            self.resize(&sandbox, memory_mb, cancel)?;
         }
         let mut changing = sandbox.changing();
         if let Some(metadata) = &update.metadata {
@@ -51,7 +52,7 @@ impl Engine {
         Ok(sandbox)
     }
 
-    fn resize(&self, sandbox: &Sandbox, asked_mb: u32) -> Result<()> {
+    fn resize(&self, sandbox: &Sandbox, asked_mb: u32, cancel: &Cancel) -> Result<()> {
         check_maximum("this sandbox can have", asked_mb, sandbox.fixed.max_mb)?;
         let wanted = asked_mb.max(sandbox.fixed.floor_mb);
         let mut work = sandbox.work();
@@ -60,6 +61,7 @@ impl Engine {
         let before = held.promise.memory_mb();
         // Promised before it is given, and taken back only after it came back.
         if u64::from(wanted) > before {
+            self.must_have_memory()?;
             held.promise.change(wanted)?;
         }
         let share = |memory_mb| Share {
@@ -70,13 +72,14 @@ impl Engine {
             self.relimit(&held.guest, share(wanted));
         }
         let agent = held.guest.agent(AGENT);
-        let resized = agent.and_then(|mut agent| held.guest.resize(&mut agent, wanted));
+        let resized = agent.and_then(|mut agent| held.guest.resize_unless(&mut agent, wanted, cancel));
         held.awaited = false;
         let granted = match &resized {
             Ok(granted) => granted.granted_mb,
             Err(GuestError::Resize(
                 ResizeError::GrewShort(short)
                 | ResizeError::ShrankShort(short)
+                | ResizeError::Cancelled(short)
                 | ResizeError::NotOnline(short),
             )) => short.granted_mb,
             Err(_) => u32::try_from(before).unwrap_or(u32::MAX),

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use spore_types::{Checkpoint, CheckpointRequest, Checkpoints, ErrorReply};
 
 use super::extract::{Body, Path};
-use super::{Shared, blocking};
+use super::{Shared, blocking, while_wanted};
 use crate::error::Result;
 
 /// Checkpoints a sandbox: as it runs, or by a boot of its disks.
@@ -20,7 +20,7 @@ pub async fn make(
     Path(id): Path<String>,
     Body(request): Body<CheckpointRequest>,
 ) -> Result<(StatusCode, Json<Checkpoint>)> {
-    let made = blocking(move || engine.make_checkpoint(&id, &request)).await?;
+    let made = while_wanted(move |cancel| engine.make_checkpoint(&id, &request, cancel)).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 

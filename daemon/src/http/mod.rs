@@ -20,6 +20,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use axum::{Json, Router, middleware};
 use spore_types::ErrorCode;
+use spore_vmm::cancel::Cancel;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -58,6 +59,33 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => Err(Error::internal(error)),
     }
+}
+
+/// Cancels when it is dropped, as what belongs to a call is when its client hangs up. A call that has ended has nothing
+/// left to cancel.
+#[derive(Default)]
+struct HangUp(Cancel);
+
+impl HangUp {
+    /// What it cancels.
+    fn cancel(&self) -> Cancel {
+        self.0.clone()
+    }
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// As [`blocking`], for work that takes its time: it is told when nobody waits for it any more.
+async fn while_wanted<T: Send + 'static>(
+    work: impl FnOnce(&Cancel) -> crate::error::Result<T> + Send + 'static,
+) -> crate::error::Result<T> {
+    let hang_up = HangUp::default();
+    let cancel = hang_up.cancel();
+    blocking(move || work(&cancel)).await
 }
 
 /// Calls that are answered where they were read.

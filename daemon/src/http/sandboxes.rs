@@ -14,7 +14,7 @@ use spore_types::{
 use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Body, Path, Query, switch};
-use super::{Shared, blocking, promptly};
+use super::{HangUp, Shared, blocking, promptly, while_wanted};
 use crate::engine::create::Admitted;
 use crate::error::{Error, Result};
 use crate::time::micros;
@@ -55,8 +55,9 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
     // For a command's time.
     let slot = engine.clone();
     let _slot = if command { Some(slot.exec_slot()?) } else { None };
-    let making = engine.clone();
-    let making = move || making.create(&request);
+    let (making, hang_up) = (engine.clone(), HangUp::default());
+    let cancel = hang_up.cancel();
+    let making = move || making.create(&request, &cancel);
     // A command may take as long as it likes, and so may many.
     let made = match command || many {
         true => blocking(making).await?,
@@ -145,7 +146,7 @@ pub async fn update(
     Path(id): Path<String>,
     Body(update): Body<SandboxUpdate>,
 ) -> Result<Json<Sandbox>> {
-    let sandbox = blocking(move || engine.update(&id, &update)).await?;
+    let sandbox = while_wanted(move |cancel| engine.update(&id, &update, cancel)).await?;
     Ok(Json(sandbox.show()))
 }
 
@@ -187,7 +188,7 @@ pub async fn fork(
 ) -> Result<Response> {
     let partial = request.partial;
     let forking = engine.clone();
-    let forked = blocking(move || forking.fork(&id, &request)).await?;
+    let forked = while_wanted(move |cancel| forking.fork(&id, &request, cancel)).await?;
     let forked = shown(engine.admit(forked.made, partial)?, Some(micros(forked.paused)));
     Ok((StatusCode::CREATED, Json(forked)).into_response())
 }

@@ -7,6 +7,7 @@ use spore_snapshot::checkpoint::{CheckpointKind, DiskRecord, KernelRecord};
 use spore_snapshot::store::{CheckpointMeta, Store};
 
 use super::{Guest, GuestError, SplitTimes};
+use crate::cancel::Cancel;
 use crate::layout::MIB;
 
 /// What is said of a checkpoint beside what the machine knows.
@@ -29,24 +30,32 @@ impl Guest {
     /// # Errors
     /// [`GuestError`]; nothing is left in the store then, and the guest runs on if it can.
     pub fn checkpoint(&mut self, store: &Store, plan: CheckpointPlan) -> Result<CheckpointId, GuestError> {
-        Ok(self.checkpoint_timed(store, plan)?.0)
+        Ok(self.checkpoint_timed(store, plan, &Cancel::default())?.0)
     }
 
-    /// As [`Guest::checkpoint`], and says how long the guest stood still.
+    /// As [`Guest::checkpoint`], and says how long the guest stood still. Cancelled, what writes is ended; the guest runs
+    /// on.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and [`GuestError::Cancelled`].
     pub fn checkpoint_timed(
         &mut self,
         store: &Store,
         plan: CheckpointPlan,
+        cancel: &Cancel,
     ) -> Result<(CheckpointId, SplitTimes), GuestError> {
         let writer = store.begin_checkpoint()?;
+        cancel.check()?;
         let (mut copy, times) = self.split()?;
-        let saved = copy.save(&writer.directory()).map_err(GuestError::of_copy);
+        let saved = match cancel.watch(copy.killer()) {
+            Ok(_watched) => copy.save(&writer.directory()).map_err(GuestError::of_copy),
+            Err(error) => Err(error.into()),
+        };
         drop(copy);
         // What was frozen becomes layers whatever came of the save: the guest's disk lies on it.
         let sealed = self.adopt_frozen(store);
+        // That it was ended on purpose is the better reason.
+        cancel.check()?;
         let saved = saved?;
         sealed?;
         let meta = CheckpointMeta {

@@ -35,6 +35,7 @@ pub use resize::{Granted, ResizeError, Shortfall};
 pub use someone::{Plug, Someone};
 pub use template::{ForkTimes, Shell, Template, Unarmed, Watch};
 
+use crate::cancel::{Cancelled, WatchError};
 use crate::clock::Trace;
 use crate::exit::Ended;
 use crate::process::{Killer, VmError, VmHandle, serial};
@@ -107,6 +108,9 @@ pub enum GuestError {
         /// Why.
         why: String,
     },
+    /// Nobody wanted it any more.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// The host.
     #[error("{what}: {source}")]
     Host {
@@ -121,6 +125,15 @@ pub enum GuestError {
     /// Growing the disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+impl From<WatchError> for GuestError {
+    fn from(error: WatchError) -> Self {
+        match error {
+            WatchError::Cancelled(cancelled) => cancelled.into(),
+            WatchError::Host(error) => VmError::host("what ends a VM")(error).into(),
+        }
+    }
 }
 
 impl GuestError {

@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::nudge::Nudge;
 use super::{Agent, Guest, GuestError};
+use crate::cancel::Cancel;
 use crate::layout::MIB;
 
 /// A guest that plugs or unplugs nothing for this long is not going to: all nudges, and what the last one started.
 const STALL: Duration = Duration::from_secs(120);
 /// Between two looks at the device.
 const LOOK: Duration = Duration::from_millis(10);
+/// A guest that goes on for this long after it was told to stay as it is will be what it was told in the end.
+const STAY: Duration = Duration::from_secs(2);
 /// MemTotal may fall short of what is plugged by this much: per-CPU data of a new zone and the like.
 const TOLERANCE: u64 = MIB;
 
@@ -66,6 +69,9 @@ pub enum ResizeError {
     /// The guest stopped unplugging.
     #[error("the guest shrank to {} MiB instead of {}: the rest of its memory is in use", .0.granted_mb, .0.requested_mb)]
     ShrankShort(Shortfall),
+    /// Nobody wanted it any more.
+    #[error("cancelled: the guest has {} MiB, of {} that were asked for", .0.granted_mb, .0.requested_mb)]
+    Cancelled(Shortfall),
     /// The device plugged, the guest did not bring it into use.
     #[error(
         "the guest plugged {} MiB but its MemTotal of {} MiB does not show it: memory blocks were not brought online",
@@ -85,6 +91,19 @@ impl Guest {
     /// # Errors
     /// [`ResizeError`] in [`GuestError::Resize`] says how far it got.
     pub fn resize(&mut self, agent: &mut Agent, total_mb: u32) -> Result<Granted, GuestError> {
+        self.resize_unless(agent, total_mb, &Cancel::default())
+    }
+
+    /// As [`resize`](Guest::resize). Cancelled, the guest stays with what it has then.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize_unless(
+        &mut self,
+        agent: &mut Agent,
+        total_mb: u32,
+        cancel: &Cancel,
+    ) -> Result<Granted, GuestError> {
         let started = Instant::now();
         let before = self.vm.stats()?;
         let report = agent.memory(false)?;
@@ -111,7 +130,7 @@ impl Guest {
 
         let mut plugged = before.plugged_bytes;
         let (mut moved, mut nudge) = (Instant::now(), Nudge::new(self.pid()));
-        while plugged != wanted && moved.elapsed() < STALL {
+        while plugged != wanted && moved.elapsed() < STALL && !cancel.is_cancelled() {
             std::thread::sleep(LOOK);
             let now = self.vm.stats()?.plugged_bytes;
             if now != plugged {
@@ -121,6 +140,10 @@ impl Guest {
             } else if nudge.is_due() {
                 self.vm.request_memory(wanted)?;
             }
+        }
+        let stopped = plugged != wanted && cancel.is_cancelled();
+        if stopped {
+            plugged = self.stay(plugged)?;
         }
         let shown = |total: u64| total + kept + TOLERANCE >= before.boot_bytes + plugged;
         let unchanged = wanted == before.plugged_bytes;
@@ -141,6 +164,7 @@ impl Guest {
             mem_total_mb: mib(total),
         };
         match (plugged == wanted, grows) {
+            (false, _) if stopped => return Err(ResizeError::Cancelled(shortfall).into()),
             (false, true) => return Err(ResizeError::GrewShort(shortfall).into()),
             (false, false) => return Err(ResizeError::ShrankShort(shortfall).into()),
             (true, _) if !shown(total) => return Err(ResizeError::NotOnline(shortfall).into()),
@@ -153,5 +177,19 @@ impl Guest {
             mem_total_mb: shortfall.mem_total_mb,
             took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
+    }
+
+    /// Asks for what it has, and says what that is: a block that was on its way when it was told comes or goes.
+    fn stay(&mut self, mut plugged: u64) -> Result<u64, GuestError> {
+        let begun = Instant::now();
+        loop {
+            self.vm.request_memory(plugged)?;
+            std::thread::sleep(LOOK);
+            let now = self.vm.stats()?.plugged_bytes;
+            if now == plugged || begun.elapsed() >= STAY {
+                return Ok(now);
+            }
+            plugged = now;
+        }
     }
 }

@@ -361,11 +361,11 @@ class BuildMessage:
 class Event:
     """What happened on the host. Which fields there are goes by `type`.
 
-    `started`: adopted · `sandboxCreated`: sandbox · `sandboxResized`: sandbox, granted_mb · `sandboxEnded`,
-    `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image, or error and cause ·
+    `started`: adopted · `sandboxCreated`: sandbox · `sandboxResized`: sandbox, granted_mb · `sandboxEnded`:
+    sandbox, cause, usage · `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image, or error and cause ·
     `templateLost`: checkpoint, cause ·
     `checkpointCreated`, `checkpointDeleted`: checkpoint · `imageDeleted`: image · `draining`: draining ·
-    `memoryPressure`: dropped · `missed`: count, events that are missing here. There may be new types.
+    `memoryPressure`: dropped · `memoryShort`: refusing · `missed`: count, events that are missing here. There may be new types.
     """
 
     #: Rises by one from event to event; to resume by.
@@ -386,6 +386,10 @@ class Event:
     draining: Optional[bool] = None
     #: What was given back: `shells`, `templates` or `balloons`.
     dropped: Optional[str] = None
+    #: Whether new work is refused, since memory stays short.
+    refusing: Optional[bool] = None
+    #: What an ended sandbox had used, as far as it could still be seen.
+    usage: Optional[Usage] = None
     count: Optional[int] = None
     #: All of it, as the daemon wrote it.
     raw: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -5,6 +5,7 @@
  */
 
 import type { ErrorCode } from './errors.js';
+import type { Usage } from './sandboxes.js';
 
 /** What happened. */
 export type EventKind =
@@ -14,8 +15,11 @@ export type EventKind =
   | { type: 'sandboxCreated'; sandbox: string }
   /** A sandbox has other memory now. */
   | { type: 'sandboxResized'; sandbox: string; grantedMB: number }
-  /** A sandbox is no more: `deleted`, `expired`, or how its VM ended by itself. */
-  | { type: 'sandboxEnded'; sandbox: string; cause: string }
+  /**
+   * A sandbox is no more: `deleted`, `expired`, or how its VM ended by itself; and what it had used, as far as it could
+   * still be seen then.
+   */
+  | { type: 'sandboxEnded'; sandbox: string; cause: string; usage: Usage }
   /** Something of an earlier daemon could not be taken over. */
   | { type: 'sandboxLost'; sandbox: string; cause: string }
   /** A build began. */
@@ -37,6 +41,8 @@ export type EventKind =
   | { type: 'draining'; draining: boolean }
   /** Memory is short: `shells`, `templates` or `balloons` were given back. */
   | { type: 'memoryPressure'; dropped: string }
+  /** Memory stayed short when all that could be was given back, and new work is refused; or it is so no longer. */
+  | { type: 'memoryShort'; refusing: boolean }
   /** So many events are missing here, 0 if not known: the client was too slow, or follows an earlier daemon. */
   | { type: 'missed'; count: number };
 

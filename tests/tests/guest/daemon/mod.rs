@@ -1,7 +1,9 @@
 //! The daemon, over its socket, with real guests.
 
 mod calls;
+mod hang_up;
 mod online;
+mod pressed;
 mod recovery;
 mod refusals;
 mod scarce;
@@ -34,6 +36,10 @@ pub fn tests() -> Vec<Test> {
             clients_that_stop_in_the_middle_are_hung_up_on,
             a_build_tells_what_it_does_and_ends_with_who_wanted_it,
             a_build_whose_daemon_or_vm_is_killed_leaves_nothing;
+        hang_up:
+            who_hangs_up_ends_a_checkpoint_and_a_change_of_memory;
+        pressed:
+            what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_over;
         refusals:
             what_is_wrong_is_refused_with_a_code_and_nothing_is_left,
             a_host_promises_no_more_than_it_may,

@@ -170,6 +170,10 @@ pub fn a_sandbox_that_ends_by_itself_or_by_its_time_is_told() {
         (&ended["sandbox"], &ended["cause"]),
         (&expiring["id"], &json!("expired"))
     );
+    // For accounts: nobody can ask for it any more.
+    for used in ["cpuMs", "rssBytes", "uniqueBytes", "diskBytes"] {
+        assert!(ended["usage"][used].as_u64() > Some(0), "{used}: {ended}");
+    }
 
     let body = json!({"cmd": ["sh", "-c", "echo o >/proc/sysrq-trigger; sleep 100"]});
     let here = format!("POST /v1/sandboxes/{}/exec", off["id"].as_str().unwrap());

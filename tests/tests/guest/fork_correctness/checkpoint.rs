@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use spore_snapshot::store::Store;
 use spore_tests::sandbox::{LIMIT, Sandbox};
 use spore_tests::{hold, left, role};
+use spore_vmm::cancel::Cancel;
 use spore_vmm::guest::GuestError;
 use spore_vmm::process::VmError;
 
@@ -24,7 +25,9 @@ pub fn a_busy_guest_stands_still_for_a_moment_only() {
     let counts = counting(&mut parent);
     let before = count(&mut parent, "/run");
     let started = Instant::now();
-    let (id, times) = parent.checkpoint_timed(store, plan(store)).unwrap();
+    let (id, times) = parent
+        .checkpoint_timed(store, plan(store), &Cancel::default())
+        .unwrap();
     let took = started.elapsed();
     eprintln!("stood still for {:?} of {took:?}", times.paused);
     // Of all it takes, most is writing, and the guest runs meanwhile.
@@ -72,7 +75,7 @@ fn can_be_checkpointed(parent: &mut Sandbox, store: &Store) {
     is_whole(parent);
 }
 
-pub fn a_writer_that_is_killed_harms_nothing() {
+pub fn a_writer_that_is_killed_or_not_wanted_any_more_harms_nothing() {
     let copy = image().copy();
     let store = copy.store();
     let mut parent = Sandbox::fork(store, &first(store));
@@ -82,20 +85,26 @@ pub fn a_writer_that_is_killed_harms_nothing() {
     mark(&mut parent, "before");
     let pid = parent.pid();
     let tmp = store.root().join("tmp");
-    let error = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            left::soon("nobody writes", LIMIT, || {
-                let writers = left::vms_using(&tmp).into_iter().filter(|writer| *writer != pid);
-                writers.map(left::kill).count() > 0
+    let mut fails_when_it_is_written = |end: &(dyn Fn(u32, &Cancel) + Sync)| {
+        let cancel = Cancel::default();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                left::soon("nobody writes", LIMIT, || {
+                    let writers = left::vms_using(&tmp).into_iter().filter(|writer| *writer != pid);
+                    writers.map(|writer| end(writer, &cancel)).count() > 0
+                });
             });
+            parent.checkpoint_timed(store, plan(store), &cancel).unwrap_err()
         });
-        parent.checkpoint(store, plan(store)).unwrap_err()
-    });
-    match &error {
+        harmed_nothing(&mut parent, store, 1);
+        error
+    };
+    match fails_when_it_is_written(&|writer, _| left::kill(writer)) {
         GuestError::Copy(VmError::Gone { status, .. }) => assert!(status.contains("SIGKILL"), "{status}"),
         other => panic!("{other:?}"),
     }
-    harmed_nothing(&mut parent, store, 1);
+    let error = fails_when_it_is_written(&|_, cancel| cancel.cancel());
+    assert!(matches!(error, GuestError::Cancelled(_)), "{error:?}");
     can_be_checkpointed(&mut parent, store);
     drop(parent);
     nothing_is_left(store.root());

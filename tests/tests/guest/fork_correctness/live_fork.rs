@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use spore_builder::Cancel;
 use spore_builder::build::{Variant, variant};
 use spore_builder::observe::BuildEvent;
 use spore_protocol::ExecOutput;
@@ -306,7 +307,14 @@ pub fn two_processors_run_on_in_parent_and_forks() {
         vcpus: 2,
     };
     let made = &image().builds[0].image;
-    let id = variant(&copy.host, &made.record, two, &mut On(|_: BuildEvent<'_>| {})).unwrap();
+    let id = variant(
+        &copy.host,
+        &made.record,
+        two,
+        &Cancel::default(),
+        &mut On(|_: BuildEvent<'_>| {}),
+    )
+    .unwrap();
     let mut parent = Sandbox::fork(store, &id);
     assert_eq!(parent.sh("nproc"), "2");
     let spin = "setsid taskset 1 sh -c 'while :; do echo x >/run/cpu-0; i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); done; done' & \

@@ -52,7 +52,7 @@ pub fn tests() -> Vec<Test> {
             sixteen_at_once_are_all_ready;
         checkpoint:
             a_busy_guest_stands_still_for_a_moment_only,
-            a_writer_that_is_killed_harms_nothing,
+            a_writer_that_is_killed_or_not_wanted_any_more_harms_nothing,
             a_full_disk_harms_nothing;
         memory:
             what_a_fork_touches_is_counted_as_its_own,
