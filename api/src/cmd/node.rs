@@ -72,6 +72,7 @@ fn lines(host: &HostInfo) -> Vec<String> {
             "images",
             format!("{}, checkpoints {}", host.images.len(), host.checkpoints.len()),
         ),
+        ("data", ui::harmless(&host.data_dir)),
         (
             "disk",
             format!(
@@ -117,7 +118,8 @@ mod tests {
             "memory": {"totalMB": 24576, "availableMB": 20480, "reserveMB": 1024, "limitMB": 94208,
                        "committedMB": 3072, "pluggedMB": 1024, "uniqueMB": 120, "overcommit": 4.0,
                        "largestFitMB": 16384},
-            "cpus": 2, "load": [1.0, 0.5, 0.25], "diskTotalBytes": 1u64 << 40, "diskFreeBytes": 1u64 << 39,
+            "cpus": 2, "load": [1.0, 0.5, 0.25], "dataDir": "/data",
+            "diskTotalBytes": 1u64 << 40, "diskFreeBytes": 1u64 << 39,
             "sandboxes": 2, "maxSandboxes": 2048, "builds": 0, "images": ["a"], "checkpoints": ["b", "c"],
             "templates": 1, "shells": 4, "kvm": "hardware", "confinement": ["seccomp", "no cgroups"],
             "versions": {"spore": "0.1.0", "api": "1", "kernel": "6.1"}, "startedAt": 0,
@@ -129,6 +131,7 @@ mod tests {
             "promised     3.0 GiB of 92.0 GiB (overcommit 4), 1.0 GiB of it plugged",
             "sandboxes    2 of 2048",
             "images       1, checkpoints 2",
+            "data         /data",
             "confinement  seccomp, no cgroups",
         ] {
             assert!(

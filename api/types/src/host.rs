@@ -79,6 +79,8 @@ pub struct HostInfo {
     pub cpus: u32,
     /// Load averages of 1, 5 and 15 minutes.
     pub load: [f64; 3],
+    /// The data directory: its absolute path without symbolic links. U+FFFD is in it for bytes that are not UTF-8.
+    pub data_dir: String,
     /// Size of the file system with the data directory.
     pub disk_total_bytes: u64,
     /// What is free of it.

@@ -143,6 +143,7 @@ impl Engine {
             pressure: pressure(),
             cpus: std::thread::available_parallelism().map_or(1, |count| small(count.get())),
             load: load(),
+            data_dir: canonical(store.root()),
             disk_total_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
             disk_free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
             sandboxes: count,
@@ -176,6 +177,12 @@ pub(super) fn confinement(groups: &super::cgroup::Groups) -> Vec<String> {
         Err(error) => lines.push(format!("unknown: {error}")),
     }
     lines
+}
+
+/// The path of a directory that is there, as everybody who means it finds it.
+fn canonical(dir: &Path) -> String {
+    let found = std::fs::canonicalize(dir);
+    found.as_deref().unwrap_or(dir).to_string_lossy().into_owned()
 }
 
 /// As serde writes it.
@@ -212,6 +219,15 @@ mod tests {
         assert_eq!(avg10(psi, "some"), Some(1.25));
         assert_eq!(avg10(psi, "full"), Some(0.5));
         assert_eq!(avg10("", "some"), None);
+    }
+
+    #[test]
+    fn a_directory_has_one_path_whatever_leads_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
+        assert_eq!(canonical(&dir.path().join("link")), canonical(&real));
     }
 
     #[test]

@@ -485,6 +485,7 @@ class Handler(BaseHTTPRequestHandler):
                 "draining": self.daemon.draining,
                 "memory": {**dict.fromkeys(STRUCTS["Capacity"], 9000), "overcommit": 1},
                 "load": [0.5, 1, 2.0],
+                "dataDir": "/data",
                 "images": list(self.daemon.images),
                 "checkpoints": [],
                 "kvm": "software",

@@ -141,6 +141,7 @@ async def test_the_host_tells_how_it_is(api: Api, daemon: Fake) -> None:
     async with api.Client() as client:
         host = await client.host()
         assert (host.memory.largest_fit_mb, host.memory.overcommit, host.load) == (9000, 1.0, [0.5, 1.0, 2.0])
+        assert host.data_dir == "/data"
         assert (host.pressure, host.versions.guest_kernel, host.draining) == (None, None, False)
         assert (await client.drain()).draining
         assert not (await client.drain(draining=False)).draining

@@ -289,6 +289,8 @@ class HostInfo:
     cpus: int
     #: Load averages of 1, 5 and 15 minutes.
     load: list[float]
+    #: The data directory: its absolute path without symbolic links.
+    data_dir: str
     #: Size of the file system with the data directory.
     disk_total_bytes: int
     disk_free_bytes: int

@@ -62,6 +62,8 @@ export interface HostInfo {
   cpus: number;
   /** Load averages of 1, 5 and 15 minutes. */
   load: number[];
+  /** The data directory: its absolute path without symbolic links. */
+  dataDir: string;
   /** Size of the file system with the data directory. */
   diskTotalBytes: number;
   /** What is free of it. */
