@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::ErrorBody;
 
 /// What a build's steps reach.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BuildNetwork {
     /// Everything beyond the host where the host can give a network, nothing otherwise.
@@ -14,6 +14,10 @@ pub enum BuildNetwork {
     Auto,
     /// Nothing.
     None,
+    /// Everything beyond the host's uplink; a host that cannot give that builds nothing.
+    Nat,
+    /// These, likewise: networks (`198.51.100.0/24`), and hosts with or without a port (`example.com:443`). 1 to 64.
+    Allow(Vec<String>),
 }
 
 /// An image to build.

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use spore_builder::observe::{BuildEvent, Observer};
 use spore_builder::options::BuildNetwork;
 use spore_builder::{Cancel, HostMemory, Limits, Manifest, Options};
-use spore_types::{BuildMessage, BuildRequest, BuildState, ErrorCode, EventKind};
+use spore_types::{BuildMessage, BuildRequest, BuildState, ErrorCode, EventKind, NetworkPolicy};
 use tokio::sync::watch;
 
+use super::create::policy;
 use super::events::cause;
 use super::images::show;
 use super::{Engine, now};
@@ -265,6 +266,16 @@ impl Follower {
     }
 }
 
+fn network(asked: &spore_types::BuildNetwork) -> Result<BuildNetwork> {
+    let reached = match asked {
+        spore_types::BuildNetwork::Auto => return Ok(BuildNetwork::IfPossible),
+        spore_types::BuildNetwork::None => return Ok(BuildNetwork::Off),
+        spore_types::BuildNetwork::Nat => NetworkPolicy::Nat,
+        spore_types::BuildNetwork::Allow(entries) => NetworkPolicy::Allow(entries.clone()),
+    };
+    policy(&reached).map(BuildNetwork::To)
+}
+
 impl Engine {
     /// Begins a build, or joins an equal one that runs.
     ///
@@ -286,6 +297,7 @@ impl Engine {
                 return Err(Error::invalid(message));
             }
         };
+        let network = network(&request.network)?;
         // What is refused before anything boots is an answer, not the end of a stream.
         let base = self
             .host
@@ -315,10 +327,7 @@ impl Engine {
         let options = Options {
             no_cache: request.no_cache,
             step_limit,
-            network: match request.network {
-                spore_types::BuildNetwork::Auto => BuildNetwork::IfPossible,
-                spore_types::BuildNetwork::None => BuildNetwork::Off,
-            },
+            network,
             cancel: build.cancel.clone(),
         };
         self.events.tell(EventKind::BuildStarted {

@@ -63,9 +63,11 @@ async def test_what_a_build_is_asked_arrives(api: Api, daemon: Fake) -> None:
     await api.build(IMAGE, no_cache=True, step_timeout_seconds=60, network="none")
     async with api.Client() as client:
         await client.build_image({"base": "busybox", "steps": []})
-    first, second = (request.json("BuildRequest") for request in daemon.asked("POST", "/v1/images"))
+    await api.build(IMAGE, network={"allow": ["example.com:443"]})
+    first, second, third = (request.json("BuildRequest") for request in daemon.asked("POST", "/v1/images"))
     assert first == {"manifest": IMAGE.manifest(), "noCache": True, "stepTimeoutSeconds": 60, "network": "none"}
     assert second == {"manifest": {"base": "busybox", "steps": []}}
+    assert third["network"] == {"allow": ["example.com:443"]}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ export interface BuildOptions extends CallOptions {
   noCache?: boolean | undefined;
   /** How long one step may take, 1 to 86400. Default: 1800. */
   stepTimeoutSeconds?: number | undefined;
-  /** What steps reach: `auto`, everything beyond the host where the host can give a network; or `none`. */
+  /**
+   * What steps reach: `auto`, everything beyond the host where the host can give a network; or as a sandbox's: `none`,
+   * `nat`, `{ allow: [...] }`.
+   */
   network?: BuildNetwork | undefined;
 }
 

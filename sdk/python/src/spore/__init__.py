@@ -59,6 +59,7 @@ from .image import Image
 from .models import (
     Build,
     BuildMessage,
+    BuildNetworkSpec,
     Capacity,
     CheckpointInfo,
     DirEntry,
@@ -95,6 +96,7 @@ __all__ = [
     "BuildDiskFullError",
     "BuildFailedError",
     "BuildMessage",
+    "BuildNetworkSpec",
     "BuildOomError",
     "BusyError",
     "Capacity",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional, Union
 from weakref import WeakKeyDictionary
 
 from ._async_wire import AsyncWire, Listener, aclosing, tell
@@ -14,7 +14,7 @@ from ._core.build_log import BuildLines, read_build_message
 from ._core.call import RECONNECT_SECONDS, Call
 from .errors import ConnectionLostError, SporeError
 from .image import Image, manifest_of
-from .models import Build, BuildMessage, CheckpointInfo, Event, HostInfo, ImageInfo
+from .models import Build, BuildMessage, BuildNetworkSpec, CheckpointInfo, Event, HostInfo, ImageInfo
 
 
 class AsyncClient:
@@ -75,7 +75,7 @@ class AsyncClient:
         on_message: Optional[Listener[BuildMessage]] = None,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> ImageInfo:
         """Build an image, or find it built already: see `Image.build`. A manifest will do as well."""
         call = calls.build(
@@ -92,7 +92,7 @@ class AsyncClient:
         *,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> str:
         """Begin a build that goes on by itself: see `Client.start_build`."""
         call = calls.start_build(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from typing import Any, Callable, ClassVar, Literal, Optional, Union
+from typing import Any, Callable, ClassVar, Optional, Union
 
 from ._core import calls, place
 from ._core.build_log import BuildLines, read_build_message
@@ -15,7 +15,7 @@ from ._core.call import RECONNECT_SECONDS, Call
 from ._sync_wire import Wire
 from .errors import ConnectionLostError, SporeError
 from .image import Image, manifest_of
-from .models import Build, BuildMessage, CheckpointInfo, Event, HostInfo, ImageInfo
+from .models import Build, BuildMessage, BuildNetworkSpec, CheckpointInfo, Event, HostInfo, ImageInfo
 
 
 class Client:
@@ -80,7 +80,7 @@ class Client:
         on_message: Optional[Callable[[BuildMessage], object]] = None,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> ImageInfo:
         """Build an image, or find it built already: see `Image.build`. A manifest will do as well."""
         call = calls.build(
@@ -97,7 +97,7 @@ class Client:
         *,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> str:
         """Begin a build that goes on by itself, also when this program ends.
 

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from ._core import canonical, local_files
 from ._core.calls import Mode
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._async_wire import Listener
     from .async_client import AsyncClient
     from .client import Client
-    from .models import BuildMessage, ImageInfo
+    from .models import BuildMessage, BuildNetworkSpec, ImageInfo
 
 
 class Image:
@@ -228,7 +228,7 @@ class Image:
         on_message: Optional[Callable[[BuildMessage], object]] = None,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> ImageInfo:
         """Build it, or find it built already.
 
@@ -238,7 +238,8 @@ class Image:
             on_message: Called with each of the build's messages.
             no_cache: Run every step, whatever is known of earlier builds.
             step_timeout_seconds: How long one step may take, 1 to 86400. Default: 1800.
-            network: What steps reach: `auto`, everything beyond the host where the host can give a network; or `none`.
+            network: What steps reach: `auto`, everything beyond the host where the host can give a network; or as
+                a sandbox's: `none`, `nat`, `{"allow": [...]}`.
 
         Raises:
             InvalidManifestError: It was refused before anything was run.
@@ -265,7 +266,7 @@ class Image:
         on_message: Optional[Listener[BuildMessage]] = None,
         no_cache: bool = False,
         step_timeout_seconds: Optional[int] = None,
-        network: Literal["auto", "none"] = "auto",
+        network: BuildNetworkSpec = "auto",
     ) -> ImageInfo:
         """As `build`, with an `AsyncClient`. The callbacks may be coroutine functions."""
         from .async_client import AsyncClient

@@ -20,6 +20,10 @@ NetworkPolicy = Union[str, Mapping[str, list[str]]]
 #: What may be given for a `NetworkPolicy`.
 NetworkSpec = Union[Literal["none", "nat"], Mapping[str, list[str]]]
 
+#: What the steps of a build reach: `auto`, everything beyond the host where the host can give a network and nothing
+#: otherwise; or as a sandbox's, on a host that can give it.
+BuildNetworkSpec = Union[Literal["auto"], NetworkSpec]
+
 
 @dataclass(frozen=True)
 class ImageCheckpoint:

@@ -5,9 +5,13 @@
  */
 
 import type { ErrorBody } from './errors.js';
+import type { NetworkPolicy } from './sandboxes.js';
 
-/** What a build's steps reach: everything beyond the host if it can give a network, or nothing. */
-export type BuildNetwork = 'auto' | 'none';
+/**
+ * What a build's steps reach: `auto`, everything beyond the host if it can give a network and nothing otherwise; or as
+ * a sandbox's, on a host that can give it.
+ */
+export type BuildNetwork = 'auto' | NetworkPolicy;
 
 /** An image to build. */
 export interface BuildRequest {

@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 from ..errors import BadAnswerError, SporeError, from_body
 from ..models import (
     Build,
+    BuildNetworkSpec,
     CheckpointInfo,
     DirEntry,
     Event,
@@ -75,14 +76,14 @@ def mode_text(mode: Mode) -> str:
 
 
 def _build_body(
-    manifest: Mapping[str, Any], no_cache: bool, step_timeout_seconds: Optional[int], network: str
+    manifest: Mapping[str, Any], no_cache: bool, step_timeout_seconds: Optional[int], network: BuildNetworkSpec
 ) -> bytes:
     return json_body(
         {
             "manifest": manifest,
             "noCache": no_cache or None,
             "stepTimeoutSeconds": step_timeout_seconds,
-            "network": None if network == "auto" else network,
+            "network": None if network == "auto" else _network(network),
         }
     )
 
@@ -92,7 +93,7 @@ def build(
     *,
     no_cache: bool,
     step_timeout_seconds: Optional[int],
-    network: str,
+    network: BuildNetworkSpec,
 ) -> Call[None]:
     """Build an image; the answer is a stream."""
     body = _build_body(manifest, no_cache, step_timeout_seconds, network)
@@ -104,7 +105,7 @@ def start_build(
     *,
     no_cache: bool,
     step_timeout_seconds: Optional[int],
-    network: str,
+    network: BuildNetworkSpec,
 ) -> Call[str]:
     """Begin a build that goes on by itself."""
     body = _build_body(manifest, no_cache, step_timeout_seconds, network)
@@ -231,7 +232,7 @@ def _network(network: NetworkSpec) -> Union[str, dict[str, list[str]]]:
     if isinstance(network, str):
         return network
     if any(isinstance(value, str) for value in network.values()):
-        raise TypeError("what a sandbox may reach is a list")
+        raise TypeError("what may be reached is a list")
     return {key: list(value) for key, value in network.items()}
 
 
