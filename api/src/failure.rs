@@ -59,6 +59,12 @@ impl Failure {
         self
     }
 
+    /// The same, and what can be done about it.
+    pub fn with_advice(mut self, advice: &str) -> Self {
+        self.message = format!("{}: {advice}", self.message);
+        self
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         self.exit

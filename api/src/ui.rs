@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use spore_builder::observe::{BuildEvent, Observer};
+use spore_daemon::engine::builds::message;
+use spore_types::BuildMessage;
 
 use crate::failure::Failure;
 
@@ -143,6 +145,7 @@ pub fn layout(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 pub struct BuildProgress {
     bar: Option<ProgressBar>,
     partial: Vec<u8>,
+    worked: bool,
 }
 
 impl BuildProgress {
@@ -159,7 +162,13 @@ impl BuildProgress {
         Self {
             bar,
             partial: Vec::new(),
+            worked: false,
         }
+    }
+
+    /// Whether anything was booted: not all of it was there already.
+    pub fn worked(&self) -> bool {
+        self.worked
     }
 
     /// A line that stays.
@@ -221,46 +230,41 @@ pub fn harmless(line: &str) -> String {
     line.chars().filter(|c| *c == '\t' || !c.is_control()).collect()
 }
 
+impl BuildProgress {
+    /// Shows what a build says; its end is for others.
+    pub fn hear(&mut self, message: &BuildMessage) {
+        match message {
+            BuildMessage::Phase { phase, message } => {
+                self.finish_line();
+                self.worked |= matches!(phase.as_str(), "booting" | "finalizing");
+                match phase.as_str() {
+                    "waiting" | "booting" | "finalizing" => self.now(harmless(message)),
+                    _ => self.line(&harmless(message)),
+                }
+            }
+            BuildMessage::StepStarted { step, of, label } => {
+                self.now(format!("step {}/{of}: {}", step + 1, harmless(label)));
+            }
+            BuildMessage::StepCached { step, of, label } => {
+                self.line(&format!("step {}/{of}: {}: cached", step + 1, harmless(label)));
+            }
+            BuildMessage::Output { text } => self.output(text.as_bytes()),
+            BuildMessage::StepDone { step, took_ms } => {
+                self.finish_line();
+                let time = took(Duration::from_millis(*took_ms));
+                self.line(&format!("step {} done in {time}", step + 1));
+            }
+            BuildMessage::Build { .. } | BuildMessage::Image { .. } | BuildMessage::Error { .. } => {}
+        }
+    }
+}
+
 impl Observer for BuildProgress {
     fn event(&mut self, event: BuildEvent<'_>) {
         match event {
-            BuildEvent::Waiting => self.now("waiting for the same build in another process".into()),
-            BuildEvent::DisksCached => self.line("disks: cached"),
-            BuildEvent::NoNetwork { why } => self.line(&format!("no network for this build: {why}")),
-            BuildEvent::Booting { memory_mb } => {
-                self.now(format!("booting the build VM with {memory_mb} MiB"))
-            }
-            BuildEvent::Booted { took: time } => self.line(&format!("build VM up in {}", took(time))),
-            BuildEvent::StepStarted { step, of, label } => {
-                self.now(format!("step {}/{of}: {label}", step + 1))
-            }
-            BuildEvent::StepCached { step, of, label } => {
-                self.line(&format!("step {}/{of}: {label}: cached", step + 1));
-            }
+            // As bytes: a character may begin in one piece and end in the next.
             BuildEvent::Output(bytes) => self.output(bytes),
-            BuildEvent::StepDone { step, took: time } => {
-                self.finish_line();
-                self.line(&format!("step {} done in {}", step + 1, took(time)));
-            }
-            BuildEvent::Sealed { took: time } => {
-                self.line(&format!("disks sealed; build phase {}", took(time)))
-            }
-            BuildEvent::Finalizing { floor_mb } => {
-                self.now(format!("finalizing: cold boot of the disks at {floor_mb} MiB"));
-            }
-            BuildEvent::Settled { took: time } => {
-                self.line(&format!("guest up and settled in {}", took(time)))
-            }
-            BuildEvent::Checkpointed {
-                took: time,
-                memory_bytes,
-            } => {
-                self.line(&format!(
-                    "checkpoint written in {}: {} of memory",
-                    took(time),
-                    bytes(memory_bytes)
-                ));
-            }
+            event => self.hear(&message(event)),
         }
     }
 }

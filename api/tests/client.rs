@@ -1,95 +1,14 @@
-//! What `spore` makes of a daemon's answers: a server of a few canned ones on a Unix socket.
+//! What `spore` makes of a daemon's answers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod fake;
+
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Command, Output};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::os::unix::net::UnixListener;
 
-use tempfile::TempDir;
+use fake::{Fake, NOT_FOUND, err, out, spore};
 
-/// A request, as far as tests ask.
-struct Seen {
-    call: String,
-    head: String,
-    body: String,
-}
-
-/// Answers every request with the answer for its `METHOD /path`, and tells what it saw.
-struct Fake {
-    dir: TempDir,
-    seen: Receiver<Seen>,
-}
-
-impl Fake {
-    fn new(answers: &'static [(&'static str, &'static str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
-        let (tell, seen) = channel();
-        // Ends with the process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                serve(stream.unwrap(), answers, &tell);
-            }
-        });
-        Self { dir, seen }
-    }
-
-    fn spore(&self, words: &[&str]) -> Output {
-        spore(&self.dir.path().join("sock"), self.dir.path(), words)
-    }
-}
-
-fn serve(stream: UnixStream, answers: &[(&str, &str)], tell: &Sender<Seen>) {
-    let mut reader = BufReader::new(&stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).unwrap() == 0 {
-            return;
-        }
-    }
-    let length = head.lines().find_map(|line| {
-        line.to_ascii_lowercase()
-            .strip_prefix("content-length: ")?
-            .parse()
-            .ok()
-    });
-    let mut body = vec![0; length.unwrap_or(0)];
-    reader.read_exact(&mut body).unwrap();
-    let call = head.split_once(" HTTP/1.1").unwrap().0.to_owned();
-    let answer = answers.iter().find(|(known, _)| *known == call);
-    let answer = answer.map_or("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n", |(_, answer)| {
-        answer
-    });
-    let body = String::from_utf8(body).unwrap();
-    let _ = tell.send(Seen { call, head, body });
-    (&stream).write_all(answer.as_bytes()).unwrap();
-}
-
-fn spore(socket: &Path, dir: &Path, words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_spore"))
-        .current_dir(dir)
-        .env("SPORE_SOCKET", socket)
-        .args(words)
-        .output()
-        .unwrap()
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-const NOT_FOUND: &str = concat!(
-    "HTTP/1.1 404 Not Found\r\ncontent-length: 76\r\n\r\n",
-    r#"{"error":{"code":"not_found","message":"there is no sandbox","details":{}}} "#
-);
 const NO_ROOM: &str = concat!(
     "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\n",
     r#"{"error":{"code":"insufficient_capacity","message":"no room","details":{"largestFitMB":512}}}"#

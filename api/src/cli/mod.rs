@@ -24,8 +24,9 @@ pub struct Cli {
 }
 
 const WHO_DOES_IT: &str = "create, ps, exec, cp, resize, fork, checkpoint, checkpoints, pause, resume, rm, logs, host, \
-events and top ask the daemon (`spore serve`). build, images, image, cache, base, run, demo and bench work without it, \
-on the same data directory: what one of them builds, the daemon has at once.";
+events and top ask the daemon (`spore serve`). So do build, images, image and run if one listens at --socket (with \
+--data, if it serves that directory); otherwise they work on the data directory themselves. cache, base, demo and bench \
+always do.";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -68,9 +69,9 @@ pub struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Build an image from a manifest, without the daemon
+    /// Build an image from a manifest
     Build(Build),
-    /// List images, without the daemon
+    /// List images
     Images,
     /// Work with one image
     #[command(subcommand)]
@@ -81,7 +82,7 @@ pub enum Command {
     /// Work with the bases that images start from
     #[command(subcommand)]
     Base(Base),
-    /// Run a command in a fork of an image, without the daemon
+    /// Run a command in a fork of an image that is destroyed afterwards
     Run(Run),
     /// Show the whole idea at work, with proofs
     Demo(Demo),
@@ -161,7 +162,7 @@ fn group(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// Build an image from a manifest. Without the daemon, into the data directory it shares.
+/// Build an image from a manifest: by the daemon if there is one, otherwise into the data directory.
 #[derive(Debug, Args)]
 pub struct Build {
     /// The manifest, a JSON file; `-` for standard input
@@ -256,7 +257,7 @@ pub struct BaseImport {
     pub max_entries: u64,
 }
 
-/// Run a command in a fork of an image.
+/// Run a command in a fork of an image that is destroyed afterwards: by the daemon if there is one.
 #[derive(Debug, Args)]
 pub struct Run {
     /// Name, id or the first digits of an id
@@ -285,7 +286,7 @@ pub struct Run {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
-    /// Print on standard error where each microsecond of the fork went
+    /// Print on standard error where each microsecond of the fork went; it is made without the daemon then
     #[arg(long)]
     pub trace: bool,
     /// The command and its arguments [default: the image's own, if it has one]

@@ -47,7 +47,8 @@ pub fn pieces(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Payload {
     StreamBody::new(frames).boxed_unsync()
 }
 
-async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
+/// Reaches whoever listens.
+pub async fn connect(socket: &Path) -> Result<UnixStream, ClientError> {
     UnixStream::connect(socket)
         .await
         .map_err(|source| match source.kind() {

@@ -3,18 +3,22 @@
 //! It knows the wire (HTTP/1.1, WebSocket, server-sent events), not what a person is told. A connection serves one
 //! call; a call has no time limit but the daemon's own. Paths are made by [`path`], which escapes what it is given.
 
+mod build;
 mod error;
 pub mod exec;
 pub mod files;
 mod http;
 pub mod path;
+mod sandbox;
 pub mod sse;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use hyper::Method;
+use hyper::body::Incoming;
+use hyper::{Method, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -75,12 +79,25 @@ impl Client {
         self.runtime.block_on(future)
     }
 
+    /// Whether anybody listens.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if that cannot be told.
+    pub fn listens(&self) -> Result<bool, ClientError> {
+        match self.block_on(http::connect(&self.socket)) {
+            Ok(_) => Ok(true),
+            Err(ClientError::NoDaemon(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask<T>(&self, method: Method, path: &str, payload: Payload) -> Result<Answer<T>, ClientError> {
+        let response = http::send(&self.socket, method, path, http::JSON, payload).await?;
+        http::text(response).await.map(Answer::new)
+    }
+
     fn call<T>(&self, method: Method, path: &str, payload: Payload) -> Result<Answer<T>, ClientError> {
-        let text = self.block_on(async {
-            let response = http::send(&self.socket, method, path, http::JSON, payload).await?;
-            http::text(response).await
-        })?;
-        Ok(Answer::new(text))
+        self.block_on(self.ask(method, path, payload))
     }
 
     /// `GET`.
@@ -134,16 +151,28 @@ impl Client {
     ) -> Result<(), E> {
         let after = after.map(|id| id.to_string());
         let headers: Vec<_> = after.iter().map(|id| ("last-event-id", id.as_str())).collect();
-        self.block_on(async {
+        let never = self.block_on(async {
             let sent = http::send(&self.socket, Method::GET, "/v1/events", &headers, http::nothing());
-            let mut response = http::good(sent.await?).await?;
-            let mut parser = sse::Parser::default();
-            while let Some(piece) = http::piece(&mut response).await? {
-                for message in parser.push(&piece)? {
-                    each(message)?;
-                }
-            }
-            Err::<(), E>(ClientError::BrokenOff("the events").into())
-        })
+            let response = http::good(sent.await?).await?;
+            follow::<Infallible, E>(response, "the events", |message| each(message).map(|()| None)).await
+        });
+        never.map(|never| match never {})
     }
+}
+
+/// Reads server-sent events until `each` has found what it looked for.
+async fn follow<T, E: From<ClientError>>(
+    mut response: Response<Incoming>,
+    what: &'static str,
+    mut each: impl FnMut(sse::Message) -> Result<Option<T>, E>,
+) -> Result<T, E> {
+    let mut parser = sse::Parser::default();
+    while let Some(piece) = http::piece(&mut response).await? {
+        for message in parser.push(&piece)? {
+            if let Some(found) = each(message)? {
+                return Ok(found);
+            }
+        }
+    }
+    Err(ClientError::BrokenOff(what).into())
 }

@@ -34,6 +34,11 @@ pub fn file(id: &str, path: &str, mode: Option<u32>) -> String {
     call
 }
 
+/// An image, by name or id.
+pub fn image(name: &str) -> String {
+    format!("/v1/images/{}", escape(name))
+}
+
 /// A checkpoint, by name or id.
 pub fn checkpoint(name: &str) -> String {
     format!("/v1/checkpoints/{}", escape(name))

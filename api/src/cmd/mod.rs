@@ -16,6 +16,8 @@ mod node;
 mod run;
 mod sandbox;
 mod serve;
+mod side;
+mod streams;
 mod top;
 
 use std::path::{Path, PathBuf};
@@ -50,11 +52,7 @@ pub fn run(cli: &Cli) -> Result<ExitCode, Failure> {
 
 /// Asks the daemon.
 fn ask(global: &Global, remote: &Remote) -> Result<ExitCode, Failure> {
-    let daemon = Daemon {
-        client: Client::new(&global.socket)?,
-        json: global.json,
-        verbose: global.verbose > 0,
-    };
+    let daemon = Daemon::new(global)?;
     match remote {
         Remote::Exec(args) => return exec::run(&daemon, args),
         Remote::Create(args) => sandbox::create(&daemon, args),
@@ -83,6 +81,15 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// At the socket that was said; nothing is asked yet.
+    fn new(global: &Global) -> Result<Self, Failure> {
+        Ok(Self {
+            client: Client::new(&global.socket)?,
+            json: global.json,
+            verbose: global.verbose > 0,
+        })
+    }
+
     /// Prints an answer as it came, for programs, or understands it for `told`.
     fn tell<T: serde::de::DeserializeOwned>(
         &self,

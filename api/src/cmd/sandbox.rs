@@ -15,7 +15,8 @@ use crate::client::{ClientError, path};
 use crate::failure::Failure;
 use crate::{terminal, ui};
 
-fn network(policy: &Policy) -> NetworkPolicy {
+/// A network as the daemon is asked for it.
+pub fn network(policy: &Policy) -> NetworkPolicy {
     match policy {
         Policy::None => NetworkPolicy::None,
         Policy::Nat => NetworkPolicy::Nat,
@@ -85,19 +86,24 @@ fn told(daemon: &Daemon, made: &Forked) -> Result<(), Failure> {
 
 fn told_one(daemon: &Daemon, sandbox: &Sandbox) -> Result<(), Failure> {
     if daemon.verbose {
-        let (times, memory) = (&sandbox.times, &sandbox.memory);
-        ui::tell(format_args!(
-            "{}: state set (T1) {}, first act (T2) {}, READY {}; {} MiB of {} asked, floor {}",
-            sandbox.id,
-            ui::took(ui::micros(times.released_us)),
-            ui::took(ui::micros(times.woke_us)),
-            ui::took(ui::micros(times.ready_us)),
-            memory.granted_mb,
-            memory.requested_mb,
-            memory.floor_mb,
-        ));
+        say_times(sandbox);
     }
     ui::line(format_args!("{}", sandbox.id))
+}
+
+/// How its making went, on standard error.
+pub fn say_times(sandbox: &Sandbox) {
+    let (times, memory) = (&sandbox.times, &sandbox.memory);
+    ui::tell(format_args!(
+        "{}: state set (T1) {}, first act (T2) {}, READY {}; {} MiB of {} asked, floor {}",
+        sandbox.id,
+        ui::took(ui::micros(times.released_us)),
+        ui::took(ui::micros(times.woke_us)),
+        ui::took(ui::micros(times.ready_us)),
+        memory.granted_mb,
+        memory.requested_mb,
+        memory.floor_mb,
+    ));
 }
 
 /// Lists sandboxes.

@@ -381,40 +381,56 @@ struct Teller<'a>(&'a Build);
 
 impl Observer for Teller<'_> {
     fn event(&mut self, event: BuildEvent<'_>) {
-        let phase = |phase: &str, message: String| BuildMessage::Phase {
-            phase: phase.to_owned(),
-            message,
-        };
-        self.0.say(match event {
-            BuildEvent::Waiting => phase("waiting", "another process builds the same".to_owned()),
-            BuildEvent::DisksCached => phase("disksCached", "its disks are known".to_owned()),
-            BuildEvent::NoNetwork { why } => phase("noNetwork", why.to_owned()),
-            BuildEvent::Booting { memory_mb } => phase("booting", format!("{memory_mb} MiB")),
-            BuildEvent::Booted { took } => phase("booted", format!("{} ms", millis(took))),
-            BuildEvent::StepStarted { step, of, label } => BuildMessage::StepStarted {
-                step,
-                of,
-                label: label.to_owned(),
-            },
-            BuildEvent::StepCached { step, of, label } => BuildMessage::StepCached {
-                step,
-                of,
-                label: label.to_owned(),
-            },
-            BuildEvent::Output(bytes) => BuildMessage::Output {
-                text: String::from_utf8_lossy(bytes).into_owned(),
-            },
-            BuildEvent::StepDone { step, took } => BuildMessage::StepDone {
-                step,
-                took_ms: millis(took),
-            },
-            BuildEvent::Sealed { took } => phase("sealed", format!("{} ms", millis(took))),
-            BuildEvent::Finalizing { floor_mb } => phase("finalizing", format!("{floor_mb} MiB")),
-            BuildEvent::Settled { took } => phase("settled", format!("{} ms", millis(took))),
-            BuildEvent::Checkpointed { took, memory_bytes } => phase(
-                "checkpointed",
-                format!("{} ms, {memory_bytes} bytes of memory", millis(took)),
+        self.0.say(message(event));
+    }
+}
+
+/// What is told of an event; a phase in words that a person can be shown as they are.
+pub fn message(event: BuildEvent<'_>) -> BuildMessage {
+    let phase = |phase: &str, message: String| BuildMessage::Phase {
+        phase: phase.to_owned(),
+        message,
+    };
+    match event {
+        BuildEvent::Waiting => phase(
+            "waiting",
+            "waiting for the same build in another process".to_owned(),
+        ),
+        BuildEvent::DisksCached => phase("disksCached", "disks: cached".to_owned()),
+        BuildEvent::NoNetwork { why } => phase("noNetwork", format!("no network for this build: {why}")),
+        BuildEvent::Booting { memory_mb } => {
+            phase("booting", format!("booting the build VM with {memory_mb} MiB"))
+        }
+        BuildEvent::Booted { took } => phase("booted", format!("build VM up in {took:.1?}")),
+        BuildEvent::StepStarted { step, of, label } => BuildMessage::StepStarted {
+            step,
+            of,
+            label: label.to_owned(),
+        },
+        BuildEvent::StepCached { step, of, label } => BuildMessage::StepCached {
+            step,
+            of,
+            label: label.to_owned(),
+        },
+        BuildEvent::Output(bytes) => BuildMessage::Output {
+            text: String::from_utf8_lossy(bytes).into_owned(),
+        },
+        BuildEvent::StepDone { step, took } => BuildMessage::StepDone {
+            step,
+            took_ms: millis(took),
+        },
+        BuildEvent::Sealed { took } => phase("sealed", format!("disks sealed; build phase {took:.1?}")),
+        BuildEvent::Finalizing { floor_mb } => phase(
+            "finalizing",
+            format!("finalizing: cold boot of the disks at {floor_mb} MiB"),
+        ),
+        BuildEvent::Settled { took } => phase("settled", format!("guest up and settled in {took:.1?}")),
+        BuildEvent::Checkpointed { took, memory_bytes } => phase(
+            "checkpointed",
+            format!(
+                "checkpoint written in {took:.1?}: {} MiB of memory",
+                memory_bytes >> 20
             ),
-        });
+        ),
     }
 }

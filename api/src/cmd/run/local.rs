@@ -1,6 +1,6 @@
-//! `spore run`: fork, grow, run, destroy.
+//! Forks that we make, which are our own processes and end with us.
 
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,32 +8,22 @@ use serde_json::json;
 use spore_builder::Plugged;
 use spore_protocol::{ClientError, ExecOutcome, ExecRequest, ExitStatus, OutputStream, StdinMode};
 use spore_vmm::clock::monotonic_ns;
-use spore_vmm::guest::{Agent, DiskGranted, Granted, Guest};
+use spore_vmm::guest::{Agent, Granted, Guest};
 use spore_vmm::machine::Identity;
 
-use super::{host, print_json};
+use super::super::host;
+use super::{Ended, NO_READER, Output, millis, no_command};
 use crate::cli::{Global, Run};
+use crate::client::exec::Stream;
 use crate::failure::Failure;
 use crate::timeline::Timeline;
 use crate::ui::{self, BuildProgress};
 
-/// `spore run` itself failed; the same number as docker's.
-pub(super) const OWN_FAILURE: u8 = 125;
-/// 128 and SIGPIPE, of which a program dies whose output nobody reads.
-pub(super) const NO_READER: u8 = 141;
 /// How long a fork may take to its agent's first answer.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Forks the image, runs the command in the fork, destroys the fork.
 pub fn run(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
-    run_inner(global, args).map_err(|failure| match failure.exit_code() {
-        // Refused before anything was started: 2, as everywhere.
-        2 => failure,
-        _ => failure.with_exit(OWN_FAILURE),
-    })
-}
-
-fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
     let host = host(global)?;
     let image = host.store().find_record(&args.image)?;
     spore_vmm::kvm::open().map_err(spore_builder::BuildError::from)?;
@@ -73,8 +63,7 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
             .map_err(|error| guest.explain(error))?
             .command;
         if own.is_empty() {
-            let message = "which command? The image has none of its own: spore run IMAGE -- COMMAND";
-            return Err(Failure::refused("invalid_request", message.to_owned()));
+            return Err(no_command());
         }
     }
     let floor = checkpoint.manifest.floor_mb;
@@ -99,15 +88,13 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
             ));
         }
     }
-    if global.json {
-        return run_for_program(args, &mut guest, &mut agent, ready, (&granted, disk));
-    }
-    let outcome = exec(args, &mut agent, &mut |stream, bytes| match stream {
-        OutputStream::Stdout => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(bytes).and_then(|()| out.flush())
-        }
-        OutputStream::Stderr => std::io::stderr().write_all(bytes),
+    let mut output = Output::new(global.json);
+    let outcome = exec(args, &mut agent, &mut |stream, bytes| {
+        let stream = match stream {
+            OutputStream::Stdout => Stream::Stdout,
+            OutputStream::Stderr => Stream::Stderr,
+        };
+        output.take(stream, bytes)
     });
     let outcome = match outcome {
         // Whoever read what the command says has gone: quietly, as every program at the head of a pipe.
@@ -116,10 +103,24 @@ fn run_inner(global: &Global, args: &Run) -> Result<ExitCode, Failure> {
         }
         outcome => outcome.map_err(|error| explain(&mut guest, args, error))?,
     };
-    if outcome.status == ExitStatus::TimedOut {
-        ui::tell(format_args!("spore: the command was killed at its time limit"));
-    }
-    Ok(ExitCode::from(outcome.status.shell_code()))
+    let ended = Ended {
+        exit_code: outcome.status.shell_code(),
+        timed_out: outcome.status == ExitStatus::TimedOut,
+        oom_kills: outcome.oom_kills,
+    };
+    let times = guest.times();
+    output.finish(&ended, || {
+        json!({
+            "memory": granted,
+            "disk": disk,
+            "timesMs": {
+                "released": millis(times.released),
+                "woke": times.woke.map(millis),
+                "ready": times.ready.map(millis),
+                "agent": millis(ready),
+            },
+        })
+    })
 }
 
 fn exec(
@@ -166,44 +167,4 @@ fn say_times(guest: &Guest, ready: Duration, granted: &Granted) {
         "memory: floor {} MiB, requested {}, granted {}, MemTotal {}, in {} ms",
         granted.floor_mb, granted.requested_mb, granted.granted_mb, granted.mem_total_mb, granted.took_ms
     ));
-}
-
-fn run_for_program(
-    args: &Run,
-    guest: &mut Guest,
-    agent: &mut Agent,
-    ready: Duration,
-    (granted, disk): (&Granted, Option<DiskGranted>),
-) -> Result<ExitCode, Failure> {
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let outcome = exec(args, agent, &mut |stream, bytes| {
-        match stream {
-            OutputStream::Stdout => stdout.extend_from_slice(bytes),
-            OutputStream::Stderr => stderr.extend_from_slice(bytes),
-        }
-        Ok(())
-    });
-    let outcome = outcome.map_err(|error| explain(guest, args, error))?;
-    let code = outcome.status.shell_code();
-    let times = guest.times();
-    print_json(&json!({
-        "exitCode": code,
-        "timedOut": outcome.status == ExitStatus::TimedOut,
-        "oomKills": outcome.oom_kills,
-        "stdout": String::from_utf8_lossy(&stdout),
-        "stderr": String::from_utf8_lossy(&stderr),
-        "memory": granted,
-        "disk": disk,
-        "timesMs": {
-            "released": millis(times.released),
-            "woke": times.woke.map(millis),
-            "ready": times.ready.map(millis),
-            "agent": millis(ready),
-        },
-    }))?;
-    Ok(ExitCode::from(code))
-}
-
-fn millis(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
