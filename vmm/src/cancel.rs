@@ -1,5 +1,6 @@
 //! Stopping work from outside: another thread, a signal handler, a client that hung up.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,8 +13,10 @@ pub struct Cancel(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     cancelled: bool,
-    /// Ends the VM that the work waits for.
-    running: Option<Killer>,
+    /// End the VMs that the work waits for.
+    running: BTreeMap<u64, Killer>,
+    /// How many there have been.
+    count: u64,
 }
 
 /// It was cancelled.
@@ -34,7 +37,10 @@ pub enum WatchError {
 
 /// While it lives, cancelling ends the VM it was made for.
 #[derive(Debug)]
-pub struct Watched<'a>(&'a Cancel);
+pub struct Watched<'a> {
+    cancel: &'a Cancel,
+    number: u64,
+}
 
 impl Cancel {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -46,9 +52,7 @@ impl Cancel {
     pub fn cancel(&self) {
         let mut state = self.lock();
         state.cancelled = true;
-        if let Some(killer) = &state.running {
-            killer.kill();
-        }
+        state.running.values().for_each(Killer::kill);
     }
 
     /// Whether it was.
@@ -75,13 +79,15 @@ impl Cancel {
         if state.cancelled {
             return Err(Cancelled.into());
         }
-        state.running = Some(killer);
-        Ok(Watched(self))
+        state.count += 1;
+        let number = state.count;
+        state.running.insert(number, killer);
+        Ok(Watched { cancel: self, number })
     }
 }
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        self.0.lock().running = None;
+        self.cancel.lock().running.remove(&self.number);
     }
 }

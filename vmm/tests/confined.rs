@@ -1,8 +1,8 @@
 //! What a confined process tries and does not get.
 //!
 //! The test program starts itself again with the name of an attempt. That process confines itself as `spore-vm` does,
-//! tries, and says what came of it. Most attempts are made twice: once with everything, where the system call filter
-//! ends the process, and once without the filter, where the rest has to refuse.
+//! tries, and says what came of it. Most attempts are made with everything, under the filter of each kind of thread, which
+//! ends the process, and once without filters, where the rest has to refuse.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
@@ -196,7 +196,15 @@ fn user() -> Option<User> {
     rustix::process::geteuid().is_root().then_some(User::DEFAULT)
 }
 
-/// In the process that tries: `attempt how port socket abstract-name`.
+/// Where a filter has to refuse: the thread that a VM process begins with, and what the others put on top of that.
+const THREADS: &[(&str, fn())] = &[
+    ("control", || {}),
+    ("io", seccomp::io_thread),
+    ("vcpu", seccomp::vcpu_thread),
+];
+
+/// In the process that tries: `attempt how port socket abstract-name`. `how` is `isolated`, without filters, or one of
+/// [`THREADS`].
 fn attempt(arguments: &[String]) {
     let [name, how, port, socket, abstract_name] = arguments else {
         panic!("{arguments:?}");
@@ -210,8 +218,8 @@ fn attempt(arguments: &[String]) {
         parent: i32::try_from(std::os::unix::process::parent_id()).unwrap(),
     };
     let confinement = match how.as_str() {
-        "whole" => confine::apply(user()),
-        _ => confine::isolate(user()),
+        "isolated" => confine::isolate(user()),
+        _ => confine::apply(user()),
     };
     println!("{}", serde_json::to_string(&confinement).unwrap());
     if name == "live" {
@@ -219,7 +227,17 @@ fn attempt(arguments: &[String]) {
     }
     let mut attempts = ATTEMPTS.iter().chain(FILTERED);
     let (_, attempt) = attempts.find(|(known, _)| known == name).unwrap();
-    match attempt(&outside) {
+    let result = match THREADS.iter().find(|(thread, _)| thread == how) {
+        None | Some(("control", _)) => attempt(&outside),
+        Some((_, filter)) => {
+            let thread = std::thread::spawn(move || {
+                filter();
+                attempt(&outside)
+            });
+            thread.join().unwrap()
+        }
+    };
+    match result {
         Ok(()) => println!("DONE"),
         Err(error) => println!("refused: {error:?}"),
     }
@@ -264,8 +282,8 @@ fn refused_by_the_box(name: &str) {
 }
 
 /// The end of the process, or, of what is only not there, an error.
-fn refused_by_the_filter(name: &str) {
-    let (confinement, said, output) = tries(name, "whole");
+fn refused_by_the_filter(name: &str, thread: &str) {
+    let (confinement, said, output) = tries(name, thread);
     assert!(confinement.seccomp.is_yes(), "{confinement:?}");
     let killed = output.status.signal() == Some(libc::SIGSYS) && said.is_empty();
     let not_there = said.contains(&format!("code: {},", libc::ENOSYS));
@@ -273,7 +291,7 @@ fn refused_by_the_filter(name: &str) {
 }
 
 fn a_confined_process_says_how_and_can_do_what_it_must() {
-    let (confinement, _, output) = tries("live", "whole");
+    let (confinement, _, output) = tries("live", "control");
     assert!(output.status.success(), "{output:?}");
     for (part, applied) in confinement.parts() {
         eprintln!("{part}: {applied:?}");
@@ -305,11 +323,14 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
-    for (name, _) in ATTEMPTS.iter().chain(FILTERED) {
-        trials.push(Trial::test(format!("the_filter_does_not_let_it::{name}"), || {
-            refused_by_the_filter(name);
-            Ok(())
-        }));
+    for (thread, _) in THREADS {
+        for (name, _) in ATTEMPTS.iter().chain(FILTERED) {
+            let test = format!("the_filter_of_{thread}_threads_does_not_let_it::{name}");
+            trials.push(Trial::test(test, || {
+                refused_by_the_filter(name, thread);
+                Ok(())
+            }));
+        }
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

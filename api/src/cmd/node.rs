@@ -63,7 +63,8 @@ fn lines(host: &HostInfo) -> Vec<String> {
             "sandboxes",
             format!("{} of {}", host.sandboxes, host.max_sandboxes),
         ),
-        ("builds", host.builds.to_string()),
+        ("builds", format!("{} of {}", host.builds, host.max_builds)),
+        ("commands", format!("{} of {}", host.execs, host.max_execs)),
         (
             "kept warm",
             format!("{} templates, {} shells", host.templates, host.shells),
@@ -120,7 +121,8 @@ mod tests {
                        "largestFitMB": 16384},
             "cpus": 2, "load": [1.0, 0.5, 0.25], "dataDir": "/data",
             "diskTotalBytes": 1u64 << 40, "diskFreeBytes": 1u64 << 39,
-            "sandboxes": 2, "maxSandboxes": 2048, "builds": 0, "images": ["a"], "checkpoints": ["b", "c"],
+            "sandboxes": 2, "maxSandboxes": 2048, "builds": 0, "maxBuilds": 4,
+            "execs": 3, "maxExecs": 1024, "images": ["a"], "checkpoints": ["b", "c"],
             "templates": 1, "shells": 4, "kvm": "hardware", "confinement": ["seccomp", "no cgroups"],
             "versions": {"spore": "0.1.0", "api": "1", "kernel": "6.1"}, "startedAt": 0,
         }))

@@ -91,6 +91,12 @@ pub struct HostInfo {
     pub max_sandboxes: u32,
     /// Builds that are running.
     pub builds: u32,
+    /// The most at once.
+    pub max_builds: u32,
+    /// Commands that run, in all sandboxes.
+    pub execs: u32,
+    /// The most at once.
+    pub max_execs: u32,
     /// Ids of the images that are here.
     pub images: Vec<String>,
     /// Ids of the checkpoints that are here.

@@ -10,7 +10,7 @@ use spore_protocol::fork_port;
 use spore_snapshot::CheckpointId;
 use spore_types::{CreateSandbox, ErrorCode, ExecResult, NetworkPolicy, Origin, SandboxState};
 use spore_vmm::cancel::Cancel;
-use spore_vmm::guest::Guest;
+use spore_vmm::guest::{Guest, GuestError};
 use spore_vmm::machine::Identity;
 use spore_vmm::pool;
 use spore_vmm::together::together;
@@ -275,6 +275,10 @@ impl Engine {
             created_at: now(),
             times: times(guest.times()),
         };
+        let first = match &order.exec {
+            Some(exec) => Some((exec, guest.killer())),
+            None => None,
+        };
         let held = Held::new(guest, plugged, promise);
         let changing = Changing {
             state: SandboxState::Running,
@@ -289,9 +293,12 @@ impl Engine {
         self.keep(&sandbox);
         drop(waiting);
         // A first command is part of the call that makes its sandbox: what ends the call ends the sandbox.
-        let mut cut = None;
-        let exec = match &order.exec {
-            Some(exec) => Some(exec.run(&sandbox, |given| cut = Some(given))?),
+        let exec = match first {
+            Some((exec, killer)) => {
+                let _watched = cancel.watch(killer).map_err(GuestError::from)?;
+                let mut cut = None;
+                Some(exec.run(&sandbox, |given| cut = Some(given))?)
+            }
             None => None,
         };
         Ok(Made { sandbox, exec })

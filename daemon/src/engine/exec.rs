@@ -8,6 +8,7 @@ use spore_protocol::{ExecOutcome, ExitStatus, OutputStream, StdinMode};
 use spore_types::{Encoding, ExecRequest, ExecResult, TtySize};
 
 use super::agent::{Cut, connect, explain};
+use super::overdue::Overdue;
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
 use crate::time::millis;
@@ -119,11 +120,13 @@ impl Collected {
     /// Runs it. `started` is given what cuts it short.
     ///
     /// # Errors
-    /// `guest_refused` if it was not even tried, and what comes between.
+    /// `guest_refused` if it was not even tried, `timed_out` if its guest does not end it, and what comes between.
     pub fn run(&self, sandbox: &Sandbox, begun: impl FnOnce(Cut)) -> Result<ExecResult> {
         let (mut agent, cut) = connect(sandbox)?;
         begun(cut);
-        let started = Instant::now();
+        let (started, overdue) = (Instant::now(), Overdue::of(&self.request));
+        let connection = agent.stream().try_clone()?;
+        overdue.arm(&connection)?;
         let mut kept = [Vec::new(), Vec::new()];
         let mut truncated = false;
         let mut stdin = &self.stdin[..];
@@ -132,9 +135,9 @@ impl Collected {
             let room = MAX_OUTPUT - kept.len();
             truncated |= bytes.len() > room;
             kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-            Ok(())
+            overdue.arm(&connection)
         });
-        let outcome = outcome.map_err(|error| explain(sandbox, error))?;
+        let outcome = outcome.map_err(|error| overdue.explain(explain(sandbox, error)))?;
         let [stdout, stderr] = kept.map(|bytes| encode(&bytes, self.encoding));
         Ok(ExecResult {
             stdout,

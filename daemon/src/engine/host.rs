@@ -1,6 +1,7 @@
 //! The host, as a scheduler sees it, and what sandboxes use of it.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use spore_types::{Capacity, HostInfo, Pressure, Usage, Versions};
 use spore_vmm::confine::Applied;
@@ -125,7 +126,7 @@ impl Engine {
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let limit_mb = self.ledger.limit_mb();
         Ok(HostInfo {
-            draining: self.draining.load(std::sync::atomic::Ordering::Relaxed),
+            draining: self.draining.load(Ordering::Relaxed),
             memory: Capacity {
                 total_mb: field(&meminfo, "MemTotal") >> 20,
                 available_mb: field(&meminfo, "MemAvailable") >> 20,
@@ -149,6 +150,9 @@ impl Engine {
             sandboxes: count,
             max_sandboxes: self.ledger.max_sandboxes(),
             builds: self.builds.running(),
+            max_builds: self.config.limits.builds,
+            execs: small(self.execs.load(Ordering::Relaxed)),
+            max_execs: small(self.config.limits.execs),
             images: Vec::new(),
             checkpoints: Vec::new(),
             templates: small(pool.templates),

@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod ledger;
 pub mod metrics;
 mod naming;
+pub mod overdue;
 mod prepare;
 pub mod pressure;
 pub mod record;

@@ -17,6 +17,7 @@ use super::feed::{Feed, MAX_WAITING, Wish};
 use super::{Shared, blocking};
 use crate::engine::agent::{Cut, connect, explain};
 use crate::engine::exec::{Collected, result, to_agent, tty};
+use crate::engine::overdue::Overdue;
 use crate::engine::sandbox::Sandbox;
 use crate::error::{Error, Result};
 
@@ -182,7 +183,7 @@ fn interact(
     asked.stdin = StdinMode::Piped;
     let (mut agent, cut) = connect(sandbox)?;
     begun(cut);
-    let started = Instant::now();
+    let (started, overdue) = (Instant::now(), Overdue::of(&asked));
     agent
         .start_exec(&asked)
         .map_err(|error| explain(sandbox, error))?;
@@ -192,8 +193,12 @@ fn interact(
         .name("exec-input".into())
         .spawn(move || fed.send_all(stream));
     writing.map_err(Error::internal)?;
+    let late = |error| overdue.explain(explain(sandbox, error));
     loop {
-        match agent.next_event().map_err(|error| explain(sandbox, error))? {
+        overdue
+            .arm(agent.stream())
+            .map_err(|error| overdue.explain(error.into()))?;
+        match agent.next_event().map_err(late)? {
             ExecEvent::Output(stream, bytes) => {
                 let mut message = vec![if stream == OutputStream::Stdout { 1 } else { 2 }];
                 message.extend_from_slice(bytes);

@@ -478,6 +478,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_host(self, request: Request) -> None:
         numbers = ("cpus", "diskTotalBytes", "diskFreeBytes", "sandboxes", "maxSandboxes", "builds", "templates")
+        numbers += ("maxBuilds", "execs", "maxExecs")
         self.send(
             200,
             {

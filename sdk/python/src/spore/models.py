@@ -303,6 +303,12 @@ class HostInfo:
     max_sandboxes: int
     #: Builds that are running.
     builds: int
+    #: The most at once.
+    max_builds: int
+    #: Commands that run, in all sandboxes.
+    execs: int
+    #: The most at once.
+    max_execs: int
     #: Ids of the images that are here.
     images: list[str]
     #: Ids of the checkpoints that are here.

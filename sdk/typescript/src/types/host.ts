@@ -74,6 +74,12 @@ export interface HostInfo {
   maxSandboxes: number;
   /** Builds that are running. */
   builds: number;
+  /** The most at once. */
+  maxBuilds: number;
+  /** Commands that run, in all sandboxes. */
+  execs: number;
+  /** The most at once. */
+  maxExecs: number;
   /** Ids of the images that are here. */
   images: string[];
   /** Ids of the checkpoints that are here. */

@@ -5,14 +5,45 @@ use spore_tests::left;
 use spore_tests::sandbox::LIMIT;
 
 use super::Daemon;
+use crate::image::NAME;
 
 /// What the cold boot of a checkpoint is asked to have, in MiB.
 const BOOTED_MB: u64 = 256;
 /// What the sandbox is asked to have: seconds of growth.
 const LARGE_MB: u64 = 16_384;
+/// The time limit of a command whose guest does not keep it, in seconds: longer than its beginning takes to be seen.
+const LIMIT_S: u64 = 20;
 
-pub fn who_hangs_up_ends_a_checkpoint_and_a_change_of_memory() {
+pub fn who_hangs_up_ends_what_takes_long_and_who_does_not_is_told_at_the_limit() {
     let daemon = Daemon::start();
+    let standing = daemon.create(json!({}));
+    std::thread::scope(|scope| {
+        scope.spawn(|| a_guest_that_keeps_no_limit(&daemon, &standing));
+        hanging_up(&daemon);
+    });
+}
+
+/// One that stands still, for one.
+fn a_guest_that_keeps_no_limit(daemon: &Daemon, sandbox: &Value) {
+    let here = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
+    let http = &daemon.http;
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| {
+            let command =
+                json!({"cmd": ["sh", "-c", "echo >/run/begun; sleep 1000"], "timeoutSeconds": LIMIT_S});
+            http.json(&format!("POST {here}/exec"), &command).error()
+        });
+        let begun = format!("GET {here}/files?path=/run/begun");
+        left::soon("it has begun", LIMIT, || http.call(&begun).status == 200);
+        http.call(&format!("POST {here}/pause")).expect(200);
+        assert_eq!(told.join().unwrap(), (504, "timed_out".into()));
+    });
+    http.call(&format!("POST {here}/resume")).expect(200);
+    let running = || daemon.sh(sandbox, "grep -ls '^sleep' /proc/[0-9]*/cmdline | wc -l");
+    left::soon("the command has ended", LIMIT, || running() == "0");
+}
+
+fn hanging_up(daemon: &Daemon) {
     let http = &daemon.http;
     let sandbox = daemon.create(json!({}));
     let here = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
@@ -24,12 +55,20 @@ pub fn who_hangs_up_ends_a_checkpoint_and_a_change_of_memory() {
         let shown = http.call(&format!("GET {here}")).expect(200);
         shown["memory"]["grantedMB"].as_u64().unwrap()
     };
-    let has = committed();
+    let (has, mine) = (committed(), granted());
     let begin = |call: String, body: Value| {
         let asked = http.begin(&call, body.to_string().as_bytes());
         left::soon("it has begun", LIMIT, || committed() > has);
         asked
     };
+
+    // A sandbox whose first command goes on.
+    let asked = begin(
+        "POST /v1/sandboxes".to_owned(),
+        json!({"image": NAME, "exec": {"cmd": ["sleep", "1000"]}}),
+    );
+    drop(asked);
+    left::soon("its promise is free", LIMIT, || committed() == has);
 
     // Disks that are booted: the VM is ended, and all it had is gone.
     let mut events = http.events("GET /v1/events", &[], &Value::Null);
@@ -38,10 +77,12 @@ pub fn who_hangs_up_ends_a_checkpoint_and_a_change_of_memory() {
         json!({"finalizeMemoryMB": BOOTED_MB, "name": "unwanted"}),
     );
     let entries = |of: &str| std::fs::read_dir(daemon.root().join(of)).unwrap().count();
-    left::soon("its VM is there", LIMIT, || entries("run") == 3);
+    // Two sandboxes, and a shell.
+    let others = 3;
+    left::soon("its VM is there", LIMIT, || entries("run") > others);
     drop(asked);
     left::soon("its promise is free", LIMIT, || committed() == has);
-    left::soon("its VM is gone", LIMIT, || entries("run") <= 2);
+    left::soon("its VM is gone", LIMIT, || entries("run") <= others);
     let refused = http.call("GET /v1/checkpoints/unwanted");
     assert_eq!(refused.error(), (404, "not_found".into()));
 
@@ -56,8 +97,8 @@ pub fn who_hangs_up_ends_a_checkpoint_and_a_change_of_memory() {
             break event["grantedMB"].as_u64().unwrap();
         }
     };
-    assert!((has..LARGE_MB).contains(&told), "{told}");
-    assert_eq!((granted(), committed()), (told, told));
+    assert!((mine..LARGE_MB).contains(&told), "{told}");
+    assert_eq!((granted(), committed()), (told, has - mine + told));
 
     // And it goes on from there.
     let more = told + 128;
@@ -65,5 +106,5 @@ pub fn who_hangs_up_ends_a_checkpoint_and_a_change_of_memory() {
         .json(&format!("PATCH {here}"), &json!({"memoryMB": more}))
         .expect(200);
     assert_eq!(grown["memory"]["grantedMB"], more, "{grown}");
-    assert_eq!(committed(), more);
+    assert_eq!(committed(), has - mine + more);
 }

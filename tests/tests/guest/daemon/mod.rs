@@ -37,7 +37,7 @@ pub fn tests() -> Vec<Test> {
             a_build_tells_what_it_does_and_ends_with_who_wanted_it,
             a_build_whose_daemon_or_vm_is_killed_leaves_nothing;
         hang_up:
-            who_hangs_up_ends_a_checkpoint_and_a_change_of_memory;
+            who_hangs_up_ends_what_takes_long_and_who_does_not_is_told_at_the_limit;
         pressed:
             what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_over;
         refusals:
