@@ -37,14 +37,29 @@ pub fn vm_program() -> PathBuf {
     data::root().join("spore-vm")
 }
 
-/// Where cargo puts the VM program: `target/<profile>/`, of which a test's directory is `deps/`.
-fn built_vm_program() -> PathBuf {
-    if let Some(named) = std::env::var_os("SPORE_VM") {
-        return named.into();
-    }
+/// The command line of this run.
+pub fn spore_program() -> PathBuf {
+    data::root().join("spore")
+}
+
+/// Where cargo puts programs: `target/<profile>/`, of which a test's directory is `deps/`.
+fn built(program: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this program has a path");
     let profile = test.ancestors().nth(2).expect("cargo puts tests into deps/");
-    profile.join("spore-vm")
+    profile.join(program)
+}
+
+fn built_vm_program() -> PathBuf {
+    std::env::var_os("SPORE_VM").map_or_else(|| built("spore-vm"), PathBuf::from)
+}
+
+/// Beside the VM program; where that is another one, such as a script around it, beside the tests.
+fn built_spore_program() -> PathBuf {
+    let beside = built_vm_program().with_file_name("spore");
+    match beside.exists() {
+        true => beside,
+        false => built("spore"),
+    }
 }
 
 /// Copies everything to where this run has it, or says what is missing and how to get it.
@@ -52,9 +67,11 @@ fn built_vm_program() -> PathBuf {
 /// # Errors
 /// One line for whoever runs the tests.
 pub fn pin() -> Result<(), String> {
+    const BUILD: &str = "run `cargo build --workspace` first";
     const MAKE: &str = "run `make kernel base` first";
     let kernel = "kernel/current/vmlinux";
-    copy(&built_vm_program(), &vm_program(), "run `cargo build` first")?;
+    copy(&built_vm_program(), &vm_program(), BUILD)?;
+    copy(&built_spore_program(), &spore_program(), BUILD)?;
     copy(&common_cache().join(kernel), &cache().join(kernel), MAKE)?;
     for file in ["rootfs.ext4", "base.json"] {
         let base = Path::new("bases/busybox").join(file);

@@ -434,3 +434,38 @@ pub fn message(event: BuildEvent<'_>) -> BuildMessage {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_reaches_what_was_asked_for_or_is_refused() {
+        let allow = |entry: &str| spore_types::BuildNetwork::Allow(vec![entry.to_owned()]);
+        for (asked, expected) in [
+            (spore_types::BuildNetwork::Auto, "IfPossible"),
+            (spore_types::BuildNetwork::None, "Off"),
+            (spore_types::BuildNetwork::Nat, "To(Nat)"),
+        ] {
+            assert_eq!(format!("{:?}", network(&asked).unwrap()), expected);
+        }
+        assert!(matches!(
+            network(&allow("example.com:443")),
+            Ok(BuildNetwork::To(_))
+        ));
+        let refused = network(&allow("a b")).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::InvalidRequest);
+    }
+
+    #[test]
+    fn a_phase_is_told_in_words_that_can_be_shown() {
+        let took = Duration::from_millis(12_345);
+        assert_eq!(
+            message(BuildEvent::Booted { took }),
+            BuildMessage::Phase {
+                phase: "booted".to_owned(),
+                message: "build VM up in 12.3s".to_owned(),
+            }
+        );
+    }
+}

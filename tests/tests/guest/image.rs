@@ -63,6 +63,14 @@ pub fn run_step(command: &str) -> Value {
 
 /// A manifest of `steps` on the base, with this much memory in either phase.
 pub fn manifest(name: Option<&str>, builder_mb: u32, runtime_mb: u32, steps: &[Value]) -> Manifest {
+    parsed(&manifest_text(name, builder_mb, runtime_mb, steps))
+}
+
+fn parsed(text: &str) -> Manifest {
+    Manifest::parse(text.as_bytes(), &host::limits()).unwrap()
+}
+
+fn manifest_text(name: Option<&str>, builder_mb: u32, runtime_mb: u32, steps: &[Value]) -> String {
     let mut json = json!({
         "base": "busybox",
         "steps": steps,
@@ -73,7 +81,7 @@ pub fn manifest(name: Option<&str>, builder_mb: u32, runtime_mb: u32, steps: &[V
         json["name"] = name.into();
         json["diskMB"] = DISK_MB.into();
     }
-    Manifest::parse(json.to_string().as_bytes(), &host::limits()).unwrap()
+    json.to_string()
 }
 
 pub fn hold_step() -> Value {
@@ -82,6 +90,11 @@ pub fn hold_step() -> Value {
 
 /// The manifest of the image.
 pub fn proofs(runtime_mb: u32) -> Manifest {
+    parsed(&proofs_text(runtime_mb))
+}
+
+/// As its author wrote it.
+pub fn proofs_text(runtime_mb: u32) -> String {
     let every_byte: Vec<u8> = (0..=255).collect();
     let steps = [
         hold_step(),
@@ -95,7 +108,7 @@ pub fn proofs(runtime_mb: u32) -> Manifest {
         ]}}),
         run_step("echo a step was here; echo \"$GREETING\" >greeting; /opt/tree/deep/er/script ran >script"),
     ];
-    manifest(Some(NAME), BUILDER_MB, runtime_mb, &steps)
+    manifest_text(Some(NAME), BUILDER_MB, runtime_mb, &steps)
 }
 
 static IMAGE: OnceLock<Option<Image>> = OnceLock::new();

@@ -1,6 +1,7 @@
 //! The daemon, over its socket, with real guests.
 
 mod calls;
+mod cli;
 mod hang_up;
 mod online;
 mod pressed;
@@ -31,6 +32,8 @@ pub fn tests() -> Vec<Test> {
             a_sandbox_is_made_worked_with_and_deleted,
             many_are_made_at_once_and_forked_and_checkpointed,
             a_call_with_a_key_is_made_once;
+        cli:
+            the_command_line_does_what_its_page_says;
         streams:
             a_command_is_driven_over_a_websocket,
             clients_that_stop_in_the_middle_are_hung_up_on,
