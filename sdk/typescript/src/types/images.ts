@@ -5,13 +5,12 @@
  */
 
 import type { ErrorBody } from './errors.js';
-import type { NetworkPolicy } from './sandboxes.js';
 
 /**
  * What a build's steps reach: `auto`, everything beyond the host if it can give a network and nothing otherwise; or as
  * a sandbox's, on a host that can give it.
  */
-export type BuildNetwork = 'auto' | NetworkPolicy;
+export type BuildNetwork = 'auto' | 'none' | 'nat' | { allow: string[] };
 
 /** An image to build. */
 export interface BuildRequest {
