@@ -63,5 +63,26 @@ bench live-fork-2-vcpus live-fork --count "$live" --cpus 2
 bench checkpoint checkpoint
 bench grow grow
 
+# The daemon, on a data directory of its own with a small image.
+work= daemon=
+finish() {
+	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
+	[[ -z $daemon ]] || wait "$daemon" || true
+	[[ -z $work ]] || rm -rf --one-file-system "$work"
+}
+trap finish EXIT
+api() {
+	local tries
+	work=$(mktemp -d)
+	local at=(--data "$work/data" --socket "$work/s")
+	printf '%s' '{"base":"busybox","name":"bench","builderMemoryMB":512,"steps":[]}' >"$work/bench.json"
+	"$spore" "${at[@]}" build --network none "$work/bench.json" >"$work/build.log" 2>&1 || cat "$work/build.log" >&2
+	"$spore" "${at[@]}" serve 2>"$work/serve.log" &
+	daemon=$!
+	for ((tries = 0; tries < 100; tries++)); do [[ ! -S $work/s ]] || break; sleep 0.1; done
+	bench api api --image bench --count "$count" "${at[@]}"
+}
+[[ -s $results/api.json ]] || api
+
 echo "bench: raw results in $results" >&2
 "$here/tables.py" "$results"

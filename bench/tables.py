@@ -149,6 +149,31 @@ def grow(results):
         print(f"\nFAILED: {result['error']}")
 
 
+def api(results):
+    if "api" not in results:
+        return
+    result = results["api"]
+    print(f"\n### The daemon\n\nMilliseconds, over its socket. Load {load(result)}.")
+    header("at once", "", *PERCENTILES, "failed")
+    rows = {
+        "create": "create",
+        "share": "of it, the daemon's own",
+        "createAndExec": "create and exec (T4)",
+        "delete": "delete",
+    }
+    for creates in result["creates"]:
+        failed = sum(creates["failed"].values())
+        for name, words in rows.items():
+            if creates[name] is not None:
+                cells(creates["concurrency"], words, *percentiles(creates[name]), failed)
+    print(f"\n`GET /v1/sandboxes/{{id}}`: {result['getsPerSecond']:.0f} a second.")
+    if result["growth"]:
+        growth = result["growth"]
+        header(f"{growth['cycles']} creates and deletes", *growth["before"])
+        cells("before", *growth["before"].values())
+        cells("after", *growth["after"].values())
+
+
 def traces(results):
     for arm in ("shell", "fork", "cold"):
         result = results.get(f"{arm}-first") or results.get(arm) or {}
@@ -177,7 +202,7 @@ def main():
         f"Linux {host['kernel']}, KVM {host['kvm']}, {host['cpus']} cores, "
         f"governor {host['governor']}, THP {host['thp']}."
     )
-    for part in (forks, totals, live_forks, checkpoints, grow, traces):
+    for part in (forks, totals, live_forks, checkpoints, grow, api, traces):
         part(results)
     for name, result in results.items():
         for error in result.get("errors", []):

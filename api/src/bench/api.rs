@@ -19,6 +19,8 @@ use super::stats::Percentiles;
 const ASKING: Duration = Duration::from_secs(5);
 /// Connections that ask.
 const ASKERS: usize = 4;
+/// How deep in a hierarchy of control groups those of VMs are looked for.
+const GROUPS_DEPTH: usize = 8;
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
 
@@ -69,7 +71,7 @@ pub struct Creates {
     pub delete: Option<Percentiles>,
 }
 
-/// What a process has.
+/// What a daemon has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holdings {
@@ -79,6 +81,10 @@ pub struct Holdings {
     pub resident_kib: u64,
     /// Threads.
     pub threads: u64,
+    /// Files and directories in its data directory.
+    pub files: usize,
+    /// Control groups of VMs on this host, in all hierarchies.
+    pub groups: usize,
 }
 
 /// The daemon before and after.
@@ -268,7 +274,31 @@ fn gets(socket: &Path, image: &str) -> io::Result<f64> {
     Ok(counts?.iter().sum::<u64>() as f64 / took)
 }
 
-fn holdings(pid: i32) -> io::Result<Holdings> {
+/// Whatever is below a directory, at most so deep.
+fn below(directory: &Path, depth: usize) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut all = Vec::new();
+    for entry in entries {
+        // Not through links; what goes away meanwhile is not there.
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(below(&entry.path(), depth - 1));
+        }
+        all.push(entry.path());
+    }
+    all
+}
+
+/// Directories in those that the daemon names for its VMs.
+fn groups() -> usize {
+    let ours =
+        |path: &PathBuf| path.is_dir() && path.parent().is_some_and(|parent| parent.ends_with("spore-vms"));
+    below(Path::new("/sys/fs/cgroup"), GROUPS_DEPTH)
+        .iter()
+        .filter(|path| ours(path))
+        .count()
+}
+
+fn holdings(pid: i32, data: &Path) -> io::Result<Holdings> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let status = std::fs::read_to_string(proc.join("status"))?;
     let field = |name: &str| {
@@ -280,6 +310,8 @@ fn holdings(pid: i32) -> io::Result<Holdings> {
         descriptors: std::fs::read_dir(proc.join("fd"))?.count(),
         resident_kib: field("VmRSS:"),
         threads: field("Threads:"),
+        files: below(data, usize::MAX).len(),
+        groups: groups(),
     })
 }
 
@@ -293,7 +325,9 @@ fn growth(socket: &Path, plan: &ApiPlan) -> io::Result<Growth> {
         taken.cycle(&mut connection, &plan.image, false)?;
     }
     std::thread::sleep(Duration::from_secs(2));
-    let before = holdings(pid)?;
+    let (_, host) = connection.call("GET /v1/host", "")?;
+    let data = PathBuf::from(host["dataDir"].as_str().unwrap_or_default());
+    let before = holdings(pid, &data)?;
     for _ in 0..plan.cycles {
         taken.cycle(&mut connection, &plan.image, false)?;
     }
@@ -302,7 +336,7 @@ fn growth(socket: &Path, plan: &ApiPlan) -> io::Result<Growth> {
     Ok(Growth {
         cycles: plan.cycles,
         before,
-        after: holdings(pid)?,
+        after: holdings(pid, &data)?,
     })
 }
 

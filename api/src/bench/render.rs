@@ -261,8 +261,8 @@ pub fn api(report: &ApiReport) -> String {
     if let Some(growth) = &report.growth {
         let holdings = |had: Holdings| {
             format!(
-                "{} descriptors, {} KiB, {} threads",
-                had.descriptors, had.resident_kib, had.threads
+                "{} descriptors, {} KiB, {} threads, {} files, {} control groups",
+                had.descriptors, had.resident_kib, had.threads, had.files, had.groups
             )
         };
         page.line(format_args!(

@@ -340,7 +340,10 @@ impl Engine {
         let thread = std::thread::Builder::new().name("build".into());
         let running = build.clone();
         let spawned = thread.spawn(move || {
-            let mut teller = Teller(&running);
+            let mut teller = Teller {
+                build: &running,
+                begun: Vec::new(),
+            };
             let built = spore_builder::build(&engine.host, &manifest, &options, &mut teller);
             let result = built.map(|built| show(&built.image)).map_err(Error::from);
             // Who hears of the end may use the memory.
@@ -377,11 +380,48 @@ impl Engine {
 }
 
 /// Tells a build's events as messages.
-struct Teller<'a>(&'a Build);
+struct Teller<'a> {
+    build: &'a Build,
+    /// The beginning of a character whose rest is still to come.
+    begun: Vec<u8>,
+}
 
 impl Observer for Teller<'_> {
     fn event(&mut self, event: BuildEvent<'_>) {
-        self.0.say(message(event));
+        match event {
+            BuildEvent::Output(bytes) => {
+                self.begun.extend_from_slice(bytes);
+                self.say_first(whole_characters(&self.begun));
+            }
+            event => {
+                self.say_first(self.begun.len());
+                self.build.say(message(event));
+            }
+        }
+    }
+}
+
+impl Teller<'_> {
+    /// So many bytes of what there is.
+    fn say_first(&mut self, count: usize) {
+        let bytes: Vec<u8> = self.begun.drain(..count).collect();
+        if !bytes.is_empty() {
+            self.build.say(message(BuildEvent::Output(&bytes)));
+        }
+    }
+}
+
+/// How many bytes end with a character, of text that may break off within one: what is none is one too.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        match std::str::from_utf8(&bytes[at..]) {
+            Ok(_) => return bytes.len(),
+            Err(error) => match error.error_len() {
+                Some(wrong) => at += error.valid_up_to() + wrong,
+                None => return at + error.valid_up_to(),
+            },
+        }
     }
 }
 
@@ -438,6 +478,16 @@ pub fn message(event: BuildEvent<'_>) -> BuildMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn characters_are_not_torn_between_pieces_of_output() {
+        assert_eq!(whole_characters("grüße".as_bytes()), 7);
+        assert_eq!(whole_characters(b"gr\xc3"), 2);
+        assert_eq!(whole_characters(b"\xf0\x9f\x98"), 0);
+        // What is no text is not waited for.
+        assert_eq!(whole_characters(b"\xff\xfe"), 2);
+        assert_eq!(whole_characters(b"\xff\xc3"), 1);
+    }
 
     #[test]
     fn a_build_reaches_what_was_asked_for_or_is_refused() {
