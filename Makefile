@@ -102,11 +102,11 @@ guest-test: ## tests on real guests (`guest` in crate spore-tests); builds kerne
 		$(CARGO) test $(CARGOFLAGS) --workspace --test guest -- --show-output
 
 # Without KVM there is no daemon, and the SDKs meet only servers of their own tests.
-daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon
+daemon-test: ## both SDKs, and the interface fuzzed, against a real daemon; the tutorial as its readers do it
 	@if scripts/kvm-usable.sh; then \
 		$(MAKE) --no-print-directory kernel base build-dev && scripts/daemon-test.sh $(target)/debug; \
 	else \
-		printf '\n*** SKIPPED: no usable KVM: the SDKs meet no real daemon, and the interface is not fuzzed.\n\n'; \
+		printf '\n*** SKIPPED: no usable KVM: the SDKs meet no real daemon, the interface is not fuzzed, and nobody does the tutorial.\n\n'; \
 		$(MAKE) --no-print-directory sdk-python sdk-typescript; \
 	fi
 

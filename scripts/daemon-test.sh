@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Both SDKs and the fuzzing of the interface against a real daemon, which is started for it on a data directory of its
-# own, and looked at afterwards.
+# own, and looked at afterwards; then what the documents tell their readers to do (docs-test.sh).
 #
 #   scripts/daemon-test.sh BINARIES      the directory with spore and spore-vm
 set -euo pipefail
@@ -85,4 +85,5 @@ if [[ -n $left ]]; then
 	printf 'LEFT in the data directory: %s\n' "$left"
 	status=1
 fi
+scripts/docs-test.sh "$binaries" || status=1
 exit "$status"
