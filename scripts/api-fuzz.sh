@@ -5,7 +5,8 @@
 #   SPORE_SOCKET=PATH scripts/api-fuzz.sh      SPORE_FUZZ_EXAMPLES requests a call (20)
 #
 # With SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE most calls are about these, which are there (api_fuzz_hooks.py). Nothing is
-# deleted or paused then, which would take them away from all other calls.
+# deleted or paused then, which would take them away from all other calls. With SPORE_FUZZ_EXPENDABLE as well, only that is
+# called, and all that the daemon has may be lost.
 #
 # First the description itself is checked (openapi-spec-validator).
 #
@@ -45,13 +46,23 @@ if [[ -n ${SPORE_FUZZ_SANDBOX:-} ]]; then
 	# A boot and a checkpoint of it, where guests are interpreted.
 	patience=300
 	only=(--exclude-method DELETE --exclude-path-regex '/pause$')
+	[[ -z ${SPORE_FUZZ_EXPENDABLE:-} ]] || only=(--include-method DELETE --include-path-regex '/(pause|resume)$')
 fi
+checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance
+# What it may not be asked is refused, but for what filter_failure of the hooks names.
+checks+=,negative_data_rejection
 cd "$work"
+: >met
 SCHEMATHESIS_HOOKS=$hooks "$work/venv/bin/st" run "http://127.0.0.1:$(cat port)/v1/openapi.json" \
 	--phases coverage,fuzzing --max-examples "${SPORE_FUZZ_EXAMPLES:-20}" --request-timeout "$patience" \
-	--checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
+	--checks "$checks" \
 	--exclude-path /v1/events --exclude-path /v1/host/drain "${only[@]}" --no-color >log 2>&1 || {
 	cat log
 	exit 1
 }
 printf 'the interface, fuzzed: %s\n' "$(grep -E '^ +[0-9]+ generated' log | sed 's/^ *//')"
+if [[ -n ${SPORE_FUZZ_EXPENDABLE:-} ]]; then
+	sort met | uniq -c
+	# DELETE of five kinds, pause and resume.
+	(($(sort -u met | wc -l) == 7)) || { printf 'Not each call was about something that was there.\n'; exit 1; }
+fi

@@ -58,7 +58,9 @@ scripts/sdk-python.sh || status=1
 scripts/sdk-typescript.sh || status=1
 # The interface of one that has something, where calls may copy and checkpoint VMs.
 sandbox=$("$binaries/spore" create tiny --json | field 'a["id"]')
-SPORE_FUZZ_EXAMPLES=10 SPORE_FUZZ_SANDBOX=$sandbox SPORE_FUZZ_IMAGE=tiny scripts/api-fuzz.sh || status=1
+export SPORE_FUZZ_SANDBOX=$sandbox SPORE_FUZZ_IMAGE=tiny
+SPORE_FUZZ_EXAMPLES=10 scripts/api-fuzz.sh || status=1
+SPORE_FUZZ_EXAMPLES=3 SPORE_FUZZ_EXPENDABLE=1 scripts/api-fuzz.sh || status=1
 
 # Whatever the tests left to the daemon goes, and with the last sandbox the last promise. One may end by itself meanwhile,
 # and what a sandbox was promised is free a moment after it was deleted.
