@@ -50,6 +50,12 @@ cat "$work/build.log"
 "$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
 daemon=$!
 await_socket "$SPORE_SOCKET"
+# What a process has open, and its threads, one a line and without numbers. Some of it goes while it is looked at.
+holds() { # pid
+	find "/proc/$1/fd" -mindepth 1 -printf 'descriptor %l\n' 2>/dev/null | sed -E 's/^(descriptor (socket|pipe)):.*/\1/' || true
+	sed 's/^/thread /' "/proc/$1"/task/*/comm 2>/dev/null || true
+}
+holds "$daemon" | sort >"$work/held"
 
 export SPORE_TEST_IMAGE=tiny SPORE_TEST_BASE=busybox SPORE_OPENAPI=$work/openapi.json
 field() { python3 -c "import json,sys; a=json.load(sys.stdin); print($1)"; }
@@ -62,18 +68,32 @@ export SPORE_FUZZ_SANDBOX=$sandbox SPORE_FUZZ_IMAGE=tiny
 SPORE_FUZZ_EXAMPLES=10 scripts/api-fuzz.sh || status=1
 SPORE_FUZZ_EXAMPLES=3 SPORE_FUZZ_EXPENDABLE=1 scripts/api-fuzz.sh || status=1
 
-# Whatever the tests left to the daemon goes, and with the last sandbox the last promise. One may end by itself meanwhile,
-# and what a sandbox was promised is free a moment after it was deleted.
+# Whatever the tests left to the daemon goes: with the last sandbox the last promise, and with the last image what was kept
+# warm of it. One may end by itself meanwhile, and what a sandbox was promised is free a moment after it was deleted.
 for ((i = 0; i < 60; i++)); do
-	for id in $(call /v1/sandboxes | field '*(s["id"] for s in a["sandboxes"])'); do
-		call "/v1/sandboxes/$id" -X DELETE || true
+	for kind in sandboxes checkpoints images; do
+		# An image's checkpoints go with it.
+		for id in $(call "/v1/$kind" | field '*(each["id"] for each in a["'$kind'"] if each.get("kind") != "image")'); do
+			call "/v1/$kind/$id" -X DELETE || true
+		done
 	done
-	committed=$(call /v1/host | field 'a["memory"]["committedMB"], a["sandboxes"]')
-	[[ $committed != "0 0" ]] || break
+	kept=$(call /v1/host | field 'a["memory"]["committedMB"], *map(a.get, ("sandboxes", "builds", "templates", "shells"))')
+	[[ $kept != "0 0 0 0 0" ]] || break
 	sleep 1
 done
-if [[ $committed != "0 0" ]]; then
-	printf 'the daemon still promises memory and counts sandboxes: %s\n' "$committed"
+if [[ $kept != "0 0 0 0 0" ]]; then
+	printf 'the daemon still promises memory, and counts sandboxes, builds, templates and shells: %s\n' "$kept"
+	status=1
+fi
+# It has nothing open and no thread that it had not before all this. Nobody asks it meanwhile: a thread for calls ends when
+# it had none for 10 s.
+for ((i = 0; i < 40; i++)); do
+	more=$(holds "$daemon" | sort | comm -13 "$work/held" -)
+	[[ -n $more ]] || break
+	sleep 1
+done
+if [[ -n $more ]]; then
+	printf 'the daemon holds more than before the tests:\n%s\n' "$more"
 	status=1
 fi
 kill -TERM "$daemon"
