@@ -2,7 +2,7 @@
 # Calls a daemon with what its own description allows and what it does not (schemathesis): no server error, no hang, and
 # no answer that the description does not have.
 #
-#   SPORE_SOCKET=PATH scripts/api-fuzz.sh      SPORE_FUZZ_EXAMPLES requests a call (20)
+#   SPORE_SOCKET=PATH scripts/api-fuzz.sh      SPORE_FUZZ_EXAMPLES requests a call (20), of SPORE_FUZZ_SEED (1)
 #
 # With SPORE_FUZZ_SANDBOX and SPORE_FUZZ_IMAGE most calls are about these, which are there (api_fuzz_hooks.py). Nothing is
 # deleted or paused then, which would take them away from all other calls. With SPORE_FUZZ_EXPENDABLE as well, only that is
@@ -49,13 +49,13 @@ if [[ -n ${SPORE_FUZZ_SANDBOX:-} ]]; then
 	[[ -z ${SPORE_FUZZ_EXPENDABLE:-} ]] || only=(--include-method DELETE --include-path-regex '/(pause|resume)$')
 fi
 checks=not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance
-# What it may not be asked is refused, but for what filter_failure of the hooks names.
+# What it may not be asked is refused.
 checks+=,negative_data_rejection
 cd "$work"
 : >met
 SCHEMATHESIS_HOOKS=$hooks "$work/venv/bin/st" run "http://127.0.0.1:$(cat port)/v1/openapi.json" \
 	--phases coverage,fuzzing --max-examples "${SPORE_FUZZ_EXAMPLES:-20}" --request-timeout "$patience" \
-	--checks "$checks" \
+	--checks "$checks" --seed "${SPORE_FUZZ_SEED:-1}" \
 	--exclude-path /v1/events --exclude-path /v1/host/drain "${only[@]}" --no-color >log 2>&1 || {
 	cat log
 	exit 1

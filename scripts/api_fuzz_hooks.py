@@ -11,8 +11,6 @@ import random
 import socket
 
 import schemathesis
-from schemathesis.core import NotSet
-from schemathesis.core.failures import AcceptedNegativeData
 
 SANDBOX = os.environ.get("SPORE_FUZZ_SANDBOX")
 IMAGE = os.environ.get("SPORE_FUZZ_IMAGE")
@@ -153,15 +151,3 @@ def after_call(context, case, response):
     if case.method == "DELETE" and not context.operation.path.endswith("/files"):
         ((name, value),) = case.path_parameters.items()
         expendable.is_gone(KINDS[name], value)
-
-
-@schemathesis.hook
-def filter_failure(context, failure, case, response):
-    """What the description forbids and the daemon takes, as is known. Each goes from here when one of them is changed."""
-    if not isinstance(failure, AcceptedNegativeData):
-        return True
-    # No body at all is taken for `{}` (daemon/src/http/extract.rs); the description says that there has to be one.
-    is_without_body = isinstance(case.body, NotSet)
-    # It stays at its floor; the description says at least 1.
-    is_nothing = isinstance(case.body, dict) and case.body.get("memoryMB") == 0
-    return not (is_without_body or is_nothing)

@@ -123,8 +123,11 @@ pub(super) fn check_count(count: u32) -> Result<()> {
 /// Whether `whose` (the beginning of a sentence) can be so much memory, in MiB.
 ///
 /// # Errors
-/// `above_maximum`.
-pub(super) fn check_maximum(whose: &str, asked_mb: u32, max_mb: u32) -> Result<()> {
+/// `above_maximum`; `invalid_request` if it is nothing.
+pub(super) fn check_memory(whose: &str, asked_mb: u32, max_mb: u32) -> Result<()> {
+    if asked_mb == 0 {
+        return Err(Error::invalid("memoryMB 0: it must be at least 1"));
+    }
     if asked_mb <= max_mb {
         return Ok(());
     }
@@ -189,7 +192,7 @@ impl Engine {
             return Err(Error::invalid(message));
         }
         let asked = request.memory_mb.unwrap_or(facts.floor_mb);
-        check_maximum("forks of this have", asked, facts.max_mb)?;
+        check_memory("forks of this have", asked, facts.max_mb)?;
         if let Some(disk) = request.disk_mb.filter(|disk| *disk < facts.disk_mb) {
             let message = format!("diskMB {disk}: it has {} MiB, and disks only grow", facts.disk_mb);
             return Err(Error::invalid(message));
@@ -275,10 +278,7 @@ impl Engine {
             created_at: now(),
             times: times(guest.times()),
         };
-        let first = match &order.exec {
-            Some(exec) => Some((exec, guest.killer())),
-            None => None,
-        };
+        let first = order.exec.as_ref().map(|exec| (exec, guest.killer()));
         let held = Held::new(guest, plugged, promise);
         let changing = Changing {
             state: SandboxState::Running,

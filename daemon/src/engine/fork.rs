@@ -11,7 +11,7 @@ use spore_vmm::machine::Identity;
 
 use super::cgroup::Share;
 use super::create::{
-    AGENT, Made, check_count, check_env, check_maximum, check_metadata, expiry, idle_timeout, policy,
+    AGENT, Made, check_count, check_env, check_memory, check_metadata, expiry, idle_timeout, policy,
 };
 use super::sandbox::{Changing, Fixed, Held, Sandbox, times};
 use super::{Engine, now};
@@ -42,7 +42,9 @@ impl Engine {
         let network = request.network.as_ref().unwrap_or(&parent.fixed.policy);
         let policy = policy(network)?;
         let max_mb = parent.fixed.max_mb;
-        check_maximum("forks of this have", request.memory_mb.unwrap_or(0), max_mb)?;
+        if let Some(asked) = request.memory_mb {
+            check_memory("forks of this have", asked, max_mb)?;
+        }
         let mut env: BTreeMap<_, _> = parent.fixed.env.clone();
         env.extend(request.env.clone());
 

@@ -9,7 +9,7 @@ use spore_vmm::guest::{Guest, GuestError, ResizeError};
 
 use super::Engine;
 use super::cgroup::Share;
-use super::create::{AGENT, check_maximum, check_metadata, expiry, idle_timeout};
+use super::create::{AGENT, check_memory, check_metadata, expiry, idle_timeout};
 use super::prepare::confine;
 use super::sandbox::Sandbox;
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     fn resize(&self, sandbox: &Sandbox, asked_mb: u32, cancel: &Cancel) -> Result<()> {
-        check_maximum("this sandbox can have", asked_mb, sandbox.fixed.max_mb)?;
+        check_memory("this sandbox can have", asked_mb, sandbox.fixed.max_mb)?;
         let wanted = asked_mb.max(sandbox.fixed.floor_mb);
         let mut work = sandbox.work();
         sandbox.must_run()?;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{BodyDataStream, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use spore_types::ErrorCode;
 
@@ -13,8 +14,11 @@ use crate::error::Error;
 
 /// How long a client may take to send a body.
 const SENDING: Duration = Duration::from_secs(60);
+/// How long what was refused is read on, and how much of it. Who sends more has to look at the answer meanwhile.
+const PASSING: Duration = Duration::from_secs(2);
+const MAX_PASSED: usize = 4 << 20;
 
-/// A JSON body. An empty one is `{}`.
+/// A JSON body.
 pub struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
@@ -22,7 +26,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let bytes = body(request, state).await?;
-        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        if bytes.is_empty() {
+            return Err(Error::invalid(
+                "the body: there is none; it must be an object, such as {}",
+            ));
+        }
         // A list of a type's values in order would do for serde; nobody means that.
         if bytes
             .trim_ascii_start()
@@ -31,7 +39,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         {
             return Err(Error::invalid("the body: it must be an object"));
         }
-        serde_json::from_slice(bytes)
+        serde_json::from_slice(&bytes)
             .map(Body)
             .map_err(|error| Error::invalid(format!("the body: {error}")))
     }
@@ -52,6 +60,21 @@ pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, 
         }
         other => Error::invalid(format!("the body: {}", other.body_text())),
     })
+}
+
+/// Reads on for a moment what a client sends that has been refused. One that sends its head and then its body would else
+/// find the connection closed, and not the reason.
+pub async fn pass_over(pieces: &mut BodyDataStream) {
+    let mut passed = 0;
+    let _ = tokio::time::timeout(PASSING, async {
+        while let Some(Ok(piece)) = pieces.next().await {
+            passed += piece.len();
+            if passed > MAX_PASSED {
+                break;
+            }
+        }
+    })
+    .await;
 }
 
 /// What is in the path.

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoParams;
 
-use super::extract::{Path, Query, switch};
+use super::extract::{Path, Query, pass_over, switch};
 use super::{Shared, blocking};
 use crate::engine::agent::Cut;
 use crate::engine::files;
@@ -141,9 +141,16 @@ pub async fn write(
     Query(query): Query<FileQuery>,
     request: Request,
 ) -> Result<Json<FileInfo>> {
-    files::path(&query.path)?;
-    let mode = files::mode(query.mode.as_deref())?;
-    let sandbox = engine.sandbox(&id)?;
+    let checked = files::path(&query.path)
+        .and_then(|_| files::mode(query.mode.as_deref()))
+        .and_then(|mode| Ok((mode, engine.sandbox(&id)?)));
+    let (mode, sandbox) = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            pass_over(&mut request.into_body().into_data_stream()).await;
+            return Err(error);
+        }
+    };
     let (pieces, feeding) = mpsc::channel(PIECES);
     // Dropped with this future, and what is in it too: a client that goes leaves the old file as it was.
     let (give_cut, _cut) = oneshot::channel::<Cut>();
@@ -186,7 +193,12 @@ pub async fn write(
             continue;
         }
         let failed = piece.is_err();
-        if pieces.send(piece).await.is_err() || failed {
+        if pieces.send(piece).await.is_err() {
+            // The guest has refused.
+            pass_over(&mut body).await;
+            break;
+        }
+        if failed {
             break;
         }
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use spore_tests::left;
 use spore_tests::sandbox::LIMIT;
 
-use super::Daemon;
+use super::{Daemon, entries};
 use crate::image::NAME;
 
 /// What the cold boot of a checkpoint is asked to have, in MiB.
@@ -76,13 +76,13 @@ fn hanging_up(daemon: &Daemon) {
         format!("POST {here}/checkpoints"),
         json!({"finalizeMemoryMB": BOOTED_MB, "name": "unwanted"}),
     );
-    let entries = |of: &str| std::fs::read_dir(daemon.root().join(of)).unwrap().count();
+    let vms = || entries(&daemon.root().join("run")).len();
     // Two sandboxes, and a shell.
     let others = 3;
-    left::soon("its VM is there", LIMIT, || entries("run") > others);
+    left::soon("its VM is there", LIMIT, || vms() > others);
     drop(asked);
     left::soon("its promise is free", LIMIT, || committed() == has);
-    left::soon("its VM is gone", LIMIT, || entries("run") <= others);
+    left::soon("its VM is gone", LIMIT, || vms() <= others);
     let refused = http.call("GET /v1/checkpoints/unwanted");
     assert_eq!(refused.error(), (404, "not_found".into()));
 

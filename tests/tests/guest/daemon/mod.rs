@@ -101,6 +101,13 @@ pub fn serve(root: &Path) {
     spore_daemon::serve(config, || println!("ready")).unwrap();
 }
 
+/// What there is but for the store's own notes, which begin with a dot.
+fn entries(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| !name.starts_with('.')).collect()
+}
+
 /// A daemon on a copy of the image.
 pub struct Daemon {
     pub http: Http,

@@ -23,7 +23,9 @@ pub fn what_is_wrong_is_refused_with_a_code_and_nothing_is_left() {
     for (body, named) in [
         (r#"{"image":"proofs","env":{"A=B":""}}"#, "A=B"),
         (&told, "is the most"),
-        ("", "either image or checkpoint"),
+        ("", "must be an object"),
+        ("{}", "either image or checkpoint"),
+        (r#"{"image":"proofs","memoryMB":0}"#, "at least 1"),
         ("{", "EOF"),
         ("[]", "an object"),
         (r#"{"image":7}"#, "string"),

@@ -8,7 +8,7 @@ use spore_tests::http::Answer;
 use spore_tests::left;
 use spore_tests::shortage::{SHORTAGES, Shortage, Shortages, watch};
 
-use super::Daemon;
+use super::{Daemon, entries};
 use crate::image::{NAME, image};
 
 /// Serves on a host that runs out of things.
@@ -162,11 +162,4 @@ fn check(daemon: &Daemon, stays: &Value) {
         }
         left
     });
-}
-
-/// What there is but for the store's own notes, which begin with a dot.
-fn entries(dir: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(dir).unwrap().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| !name.starts_with('.')).collect()
 }
