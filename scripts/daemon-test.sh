@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Both SDKs and the fuzzing of the interface against a real daemon, which is started for it on a data directory of its
-# own, and looked at afterwards; then what the documents tell their readers to do (docs-test.sh).
+# own, and looked at afterwards; beside that what the documents tell their readers to do (docs-test.sh).
 #
 #   scripts/daemon-test.sh BINARIES      the directory with spore and spore-vm
 set -euo pipefail
@@ -10,10 +10,12 @@ binaries=$(cd "$1" && pwd -P)
 # Short: a socket's path has at most 107 bytes.
 work=$(mktemp -d "${TMPDIR:-/tmp}/spore-daemon-XXXXXX")
 export SPORE_DATA=$work/data SPORE_SOCKET=$work/s SPORE_VM=$binaries/spore-vm
-daemon= empty= build=
+daemon= empty= build= docs=
 finish() {
 	[[ -z $build ]] || kill -TERM "$build" 2>/dev/null || true
 	[[ -z $build ]] || wait "$build" 2>/dev/null || true
+	# It has sandboxes and daemons of its own, and takes them along when it ends.
+	[[ -z $docs ]] || wait "$docs" 2>/dev/null || true
 	[[ -z $empty ]] || kill -TERM "$empty" 2>/dev/null || true
 	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
 	[[ -z $daemon ]] || wait "$daemon" 2>/dev/null || true
@@ -46,6 +48,9 @@ build=
 cat "$work/build.log"
 ((build_status == 0)) || exit "$build_status"
 
+# On a data directory of its own: both have one guest at a time at work, and there are more processors.
+scripts/docs-test.sh "$binaries" >"$work/docs.log" 2>&1 &
+docs=$!
 "$binaries/spore" serve --openapi >"$work/openapi.json"
 "$binaries/spore" serve --shells-per-template 1 --shells 1 2>"$work/log" &
 daemon=$!
@@ -108,5 +113,7 @@ if [[ -n $left ]]; then
 	printf 'LEFT in the data directory: %s\n' "$left"
 	status=1
 fi
-scripts/docs-test.sh "$binaries" || status=1
+wait "$docs" || status=1
+docs=
+cat "$work/docs.log"
 exit "$status"

@@ -241,6 +241,7 @@ impl Agent {
                 buffers.push(&Reply::Done)?;
             }
             Request::Settle => buffers.push_done(power::settle(self.is_init))?,
+            Request::DropCaches => buffers.push_done(power::drop_caches(self.is_init))?,
             Request::Integrity => buffers.push_result(integrity::check(), Reply::Integrity)?,
             Request::Poweroff => self.end(Ending::Poweroff, connection, buffers)?,
             Request::Reboot => self.end(Ending::Reboot, connection, buffers)?,

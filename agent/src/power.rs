@@ -57,15 +57,22 @@ fn trim() {
 /// checkpoint has little in it. Only dropping caches must succeed. Elsewhere than in our own
 /// guest it only syncs.
 pub fn settle(is_init: bool) -> Result<(), Failure> {
+    drop_caches(is_init)?;
+    if is_init {
+        // Absent in kernels without compaction.
+        let _ = fs::write("/proc/sys/vm/compact_memory", "1");
+    }
+    Ok(())
+}
+
+/// Writes back what is dirty and drops what can be read again. Elsewhere than in our own guest it only syncs.
+pub fn drop_caches(is_init: bool) -> Result<(), Failure> {
     if !is_init {
         rustix::fs::sync();
         return Ok(());
     }
     sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| Failure::from_io("drop caches", &error))?;
-    // Absent in kernels without compaction.
-    let _ = fs::write("/proc/sys/vm/compact_memory", "1");
-    Ok(())
+    fs::write("/proc/sys/vm/drop_caches", "3").map_err(|error| Failure::from_io("drop caches", &error))
 }
 
 /// Ends every process, then the machine. Only for PID 1.

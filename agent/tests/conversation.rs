@@ -220,6 +220,7 @@ fn an_ordinary_process_has_no_power_over_the_machine_and_does_not_claim_to_be_in
     assert_eq!(refusal(client.poweroff()), FailureKind::Unsupported);
     assert_eq!(refusal(client.reboot()), FailureKind::Unsupported);
     client.settle().unwrap();
+    client.drop_caches().unwrap();
     let integrity = client.integrity().unwrap();
     assert!(!integrity.intact);
     assert_eq!(integrity.running_sha256.len(), 64);

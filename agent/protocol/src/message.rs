@@ -111,6 +111,9 @@ pub enum Request {
         /// Absolute path; a symbolic link at its end is not followed.
         path: String,
     },
+    /// Give up what is kept in memory only because it was read or written once: sync, drop caches. What is in use stays
+    /// where it is, and so shared with other forks.
+    DropCaches,
 }
 
 /// What the agent answers.

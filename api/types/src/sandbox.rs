@@ -135,7 +135,7 @@ pub struct Usage {
     pub cpu_ms: u64,
     /// Memory of its VM process that is resident, shared pages included.
     pub rss_bytes: u64,
-    /// Of that, what nobody else has.
+    /// Of that, what is its own: written by it, or by its guest, and shared with no other.
     pub unique_bytes: u64,
     /// Memory plugged beyond the floor.
     pub plugged_bytes: u64,

@@ -62,11 +62,11 @@ fn load() -> [f64; 3] {
     std::array::from_fn(|_| numbers.next().unwrap_or_default())
 }
 
-/// Memory of a process that it shares with nobody, in bytes.
+/// Memory of a process that is resident, and what of it is its own, in bytes: not what it has read of a checkpoint and
+/// not written, though nobody else may have that mapped just now.
 fn unique_bytes(pid: u32) -> (u64, u64) {
     let rollup = read(format!("/proc/{pid}/smaps_rollup"));
-    let unique = field(&rollup, "Private_Dirty") + field(&rollup, "Private_Clean");
-    (field(&rollup, "Rss"), unique)
+    (field(&rollup, "Rss"), field(&rollup, "Private_Dirty"))
 }
 
 impl Engine {

@@ -147,7 +147,8 @@ impl Engine {
                 let _squeezing = squeezing;
                 // One that is paused, or busy dying, has nothing to give.
                 if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox, Some(SQUEEZED)) {
-                    let _ = agent.settle();
+                    // Not tidied up besides: what is moved in a guest is no longer shared with its siblings.
+                    let _ = agent.drop_caches();
                 }
             };
             if let Err(error) = std::thread::Builder::new().spawn(ask) {

@@ -141,7 +141,7 @@ test('a build that never ends well is given up', async (t) => {
   assert.equal(seen.length, 4);
 });
 
-test('what a callback throws ends the build and is what the caller hears', { timeout: 10_000 }, async (t) => {
+test('what a callback throws ends the build and is what the caller hears', { timeout: 60_000 }, async (t) => {
   let closed: () => void = () => undefined;
   const hungUp = new Promise<void>((resolve) => {
     closed = resolve;
@@ -217,7 +217,7 @@ test('images, checkpoints and the host', async (t) => {
   assert.equal(await client.metrics(), 'spore_up 1\n');
 });
 
-test('events go on where they were when the connection is lost', { timeout: 10_000 }, async (t) => {
+test('events go on where they were when the connection is lost', { timeout: 60_000 }, async (t) => {
   const all: Event[] = [1, 2, 3, 4, 5].map((id) => ({
     id,
     timeMs: id,
@@ -246,7 +246,7 @@ test('events go on where they were when the connection is lost', { timeout: 10_0
   );
 });
 
-test('events begin where they are asked to, and end with the signal', { timeout: 10_000 }, async (t) => {
+test('events begin where they are asked to, and end with the signal', { timeout: 60_000 }, async (t) => {
   const { client, seen } = await fakeDaemon(t, (_, response) => {
     response.writeHead(200).flushHeaders();
   });
@@ -259,7 +259,7 @@ test('events begin where they are asked to, and end with the signal', { timeout:
   assert.equal(seen[0]?.headers['last-event-id'], '41');
 });
 
-test('events of a daemon that stays away are given up', { timeout: 10_000 }, async (t) => {
+test('events of a daemon that stays away are given up', { timeout: 60_000 }, async (t) => {
   const { client, server } = await fakeDaemon(t, (_, response) => {
     response.writeHead(200).end('id: 1\ndata: {"id":1,"timeMs":1,"type":"started","adopted":0}\n\n');
     server.close();

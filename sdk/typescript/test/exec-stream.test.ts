@@ -13,7 +13,7 @@ import { exit, output } from './support/exec-messages.js';
 import { execDaemon } from './support/exec-server.js';
 import { sandboxInfo } from './support/fake.js';
 
-const limit = { timeout: 15_000 };
+const limit = { timeout: 60_000 };
 
 test('output is iterated as it comes, and the end is the result', limit, async (t) => {
   const { sandbox, opened } = await execDaemon(t, ({ socket }) => {

@@ -197,7 +197,7 @@ test('a daemon that is started anew is found again', async (t) => {
   assert.deepEqual(await client.listImages(), []);
 });
 
-test('aborting ends a call with the reason that was given, and hangs up', { timeout: 10_000 }, async (t) => {
+test('aborting ends a call with the reason that was given, and hangs up', { timeout: 60_000 }, async (t) => {
   let hungUp: () => void = () => undefined;
   const closed = new Promise<void>((resolve) => {
     hungUp = resolve;
@@ -217,7 +217,7 @@ test('aborting ends a call with the reason that was given, and hangs up', { time
 });
 
 // The daemon carries out what has a key, whoever hangs up.
-test('what a call makes that was aborted is undone', { timeout: 10_000 }, async (t) => {
+test('what a call makes that was aborted is undone', { timeout: 60_000 }, async (t) => {
   for (const what of ['create', 'createMany', 'fork', 'checkpoint']) {
     const deleted: string[] = [];
     let undone: () => void = () => undefined;
@@ -349,7 +349,7 @@ test('a client that is idle does not keep the process alive', async (t) => {
     execFile(
       process.execPath,
       ['--input-type=module', '-e', program, socketPath],
-      { timeout: 10_000 },
+      { timeout: 60_000 },
       (error, stdout) => {
         if (error) reject(new Error(error.message, { cause: error }));
         else resolve(stdout);

@@ -14,7 +14,7 @@ import { Transport } from '../src/http.js';
 import { WebSocket } from '../src/websocket.js';
 import { temporary } from './support/fake.js';
 
-const limit = { timeout: 10_000 };
+const limit = { timeout: 60_000 };
 
 /** A server's frame: not masked. */
 function frame(first: number, payload: string | Uint8Array): Buffer {

@@ -151,6 +151,14 @@ impl<S: Read + Write> AgentClient<S> {
         self.command(Request::Settle)
     }
 
+    /// Has the guest give up what it keeps in memory only because it was read or written once.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn drop_caches(&mut self) -> Result<(), ClientError> {
+        self.command(Request::DropCaches)
+    }
+
     /// Powers the guest off in order; returns when it has begun.
     ///
     /// # Errors

@@ -121,7 +121,7 @@ class Usage:
     cpu_ms: int
     #: Memory of its VM process that is resident, shared pages included.
     rss_bytes: int
-    #: Of that, what nobody else has.
+    #: Of that, what is its own: written by it, or by its guest, and shared with no other.
     unique_bytes: int
     #: Memory plugged beyond the floor.
     plugged_bytes: int

@@ -93,7 +93,7 @@ export interface Usage {
   cpuMs: number;
   /** Memory of its VM process that is resident, shared pages included. */
   rssBytes: number;
-  /** Of that, what nobody else has. */
+  /** Of that, what is its own: written by it, or by its guest, and shared with no other. */
   uniqueBytes: number;
   /** Memory plugged beyond the floor. */
   pluggedBytes: number;

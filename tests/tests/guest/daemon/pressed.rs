@@ -18,8 +18,8 @@ const TOLD: [&str; 6] = [
     "mount --bind \"$SPORE_TESTS_STORE/pressure\" /proc/pressure/memory && exec \"$@\"",
     "sh",
 ];
-/// What a guest has read and written, and keeps in memory until somebody wants that.
-const CACHED: u64 = 16 << 20;
+/// What a guest has read of its disk, and keeps until somebody wants the memory, in MiB.
+const CACHED_MB: u64 = 48;
 /// How long a guest may take to give that up.
 const GIVEN_UP: Duration = Duration::from_secs(120);
 
@@ -38,12 +38,16 @@ pub fn what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_o
     let host = || http.call("GET /v1/host").expect(200);
     let sandbox = daemon.create(json!({}));
     let here = format!("/v1/sandboxes/{}", sandbox["id"].as_str().unwrap());
-    daemon.sh(&sandbox, &format!("head -c {CACHED} /dev/zero >/var/large"));
+    daemon.sh(
+        &sandbox,
+        &format!("dd if=/dev/vda of=/dev/null bs=1M count={CACHED_MB}"),
+    );
     let unique = || {
         let shown = http.call(&format!("GET {here}?usage=1")).expect(200);
         shown["usage"]["uniqueBytes"].as_u64().unwrap()
     };
     let before = unique();
+    assert!(before > CACHED_MB << 20, "{before}");
     left::soon("a shell is armed", LIMIT, || host()["shells"] == 1);
     assert_eq!(host()["templates"], 1);
 
@@ -58,7 +62,7 @@ pub fn what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_o
         left::soon("it is dropped", LIMIT, || host()[kept] == 0);
     }
     left::soon("the guest has given up what it keeps", GIVEN_UP, || {
-        unique() + CACHED / 2 < before
+        unique() + (CACHED_MB << 19) < before
     });
     assert_eq!(events.next_of("memoryShort")["refusing"], true);
 

@@ -102,6 +102,11 @@ pub fn what_is_wrong_is_refused_with_a_code_and_nothing_is_left() {
         let message = answer.json()["error"]["message"].to_string();
         assert!(message.contains(named), "{query}: {message}");
     }
+    // Who sends a file that is refused can send it, and hears why.
+    let sent = http.send("PUT /v1/sandboxes/vm-0/files?path=/a", &[], &vec![b'x'; 3 << 20]);
+    assert_eq!(sent.error(), (404, "not_found".into()));
+    let sent = http.send(&format!("PUT {here}/files?path=/proc"), &[], &vec![b'x'; 3 << 20]);
+    assert_eq!(sent.error(), (422, "guest_refused".into()));
     let above = http.json(&format!("PATCH {here}"), &json!({"memoryMB": 999_999}));
     assert_eq!(above.error(), (400, "above_maximum".into()));
 
