@@ -66,6 +66,8 @@ bench grow grow
 # The daemon, on a data directory of its own with a small image.
 work= daemon=
 finish() {
+	# They would outlive it.
+	[[ -z $daemon ]] || "$spore" rm --all --socket "$work/s" >/dev/null 2>&1 || true
 	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
 	[[ -z $daemon ]] || wait "$daemon" || true
 	[[ -z $work ]] || rm -rf --one-file-system "$work"
@@ -76,7 +78,10 @@ api() {
 	work=$(mktemp -d)
 	local at=(--data "$work/data" --socket "$work/s")
 	printf '%s' '{"base":"busybox","name":"bench","builderMemoryMB":512,"steps":[]}' >"$work/bench.json"
-	"$spore" "${at[@]}" build --network none "$work/bench.json" >"$work/build.log" 2>&1 || cat "$work/build.log" >&2
+	"$spore" "${at[@]}" build --network none "$work/bench.json" >"$work/build.log" 2>&1 || {
+		cat "$work/build.log" >&2
+		return
+	}
 	"$spore" "${at[@]}" serve 2>"$work/serve.log" &
 	daemon=$!
 	for ((tries = 0; tries < 100; tries++)); do [[ ! -S $work/s ]] || break; sleep 0.1; done

@@ -29,6 +29,8 @@ class _Daemon(http.client.HTTPConnection):
 
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
+        # A daemon that hangs is a finding.
+        self.sock.settimeout(300)
         self.sock.connect(os.environ["SPORE_SOCKET"])
 
 
@@ -44,21 +46,12 @@ def _ask(method, path, body=None):
 
 
 class _Expendable:
-    """Ids of what may be lost: first what earlier calls left, then what is made for it."""
+    """Ids of what may be lost, made for it: what earlier calls left may end by itself at any moment."""
 
     def __init__(self):
         # Of this new ones are made, also when the image is gone.
         self.source = _ask("POST", f"/v1/sandboxes/{SANDBOX}/checkpoints", {})["id"]
-        checkpoints = _ask("GET", "/v1/checkpoints")["checkpoints"]
-        self.there = {
-            "sandbox": [each["id"] for each in _ask("GET", "/v1/sandboxes")["sandboxes"]],
-            # An image's go with it, and not by themselves.
-            "checkpoint": [
-                each["id"] for each in checkpoints if each["kind"] == "sandbox" and each["id"] != self.source
-            ],
-            "image": [IMAGE],
-            "build": [],
-        }
+        self.there = {"sandbox": [], "checkpoint": [], "image": [IMAGE], "build": []}
         self.floor_mb = 512
 
     def _make(self, kind):
@@ -66,6 +59,8 @@ class _Expendable:
         if kind == "sandbox":
             return _ask("POST", "/v1/sandboxes", {"checkpoint": self.source})["id"]
         if kind == "checkpoint":
+            # Of one that nobody has paused.
+            self.there["sandbox"].append(self._make("sandbox"))
             return _ask("POST", f"/v1/sandboxes/{self.one('sandbox')}/checkpoints", {})["id"]
         if kind == "build":
             # Nobody asked for this floor yet: it would boot for a while.
@@ -143,11 +138,19 @@ def before_call(context, case, kwargs):
 
 @schemathesis.hook
 def after_call(context, case, response):
-    if not expendable or response.status_code >= 300:
+    if not expendable:
+        return
+    if response.status_code == 404 and not context.operation.path.endswith("/files"):
+        _gone(case)
+    if response.status_code >= 300:
         return
     # For the script: a call that met nothing has tried nothing.
     with open("met", "a", encoding="utf-8") as met:
         print(context.operation.label, file=met)
     if case.method == "DELETE" and not context.operation.path.endswith("/files"):
-        ((name, value),) = case.path_parameters.items()
-        expendable.is_gone(KINDS[name], value)
+        _gone(case)
+
+
+def _gone(case):
+    ((name, value),) = case.path_parameters.items()
+    expendable.is_gone(KINDS[name], value)

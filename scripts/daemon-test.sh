@@ -12,13 +12,19 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/spore-daemon-XXXXXX")
 export SPORE_DATA=$work/data SPORE_SOCKET=$work/s SPORE_VM=$binaries/spore-vm
 daemon= empty= build= docs=
 finish() {
+	local failed=$?
 	[[ -z $build ]] || kill -TERM "$build" 2>/dev/null || true
 	[[ -z $build ]] || wait "$build" 2>/dev/null || true
 	# It has sandboxes and daemons of its own, and takes them along when it ends.
+	[[ -z $docs ]] || kill -TERM "$docs" 2>/dev/null || true
 	[[ -z $docs ]] || wait "$docs" 2>/dev/null || true
 	[[ -z $empty ]] || kill -TERM "$empty" 2>/dev/null || true
+	[[ -z $empty ]] || wait "$empty" 2>/dev/null || true
+	# They would outlive it.
+	[[ -z $daemon ]] || "$binaries/spore" rm --all >/dev/null 2>&1 || true
 	[[ -z $daemon ]] || kill -TERM "$daemon" 2>/dev/null || true
 	[[ -z $daemon ]] || wait "$daemon" 2>/dev/null || true
+	((failed == 0)) || tail -n 100 "$work"/{log,empty.log} 2>/dev/null || true
 	rm -rf --one-file-system "$work"
 }
 trap finish EXIT
@@ -39,7 +45,7 @@ build=$!
 status=0
 await_socket "$work/e"
 SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
-kill -TERM "$empty"
+kill -TERM "$empty" || true
 wait "$empty" || { status=1; cat "$work/empty.log"; }
 empty=
 build_status=0
@@ -76,7 +82,7 @@ SPORE_FUZZ_EXAMPLES=3 SPORE_FUZZ_EXPENDABLE=1 scripts/api-fuzz.sh || status=1
 
 # Whatever the tests left to the daemon goes: with the last sandbox the last promise, and with the last image what was kept
 # warm of it. One may end by itself meanwhile, and what a sandbox was promised is free a moment after it was deleted.
-for ((i = 0; i < 60; i++)); do
+for ((i = 0; i < 240; i++)); do
 	for kind in sandboxes checkpoints images; do
 		# An image's checkpoints go with it.
 		for id in $(call "/v1/$kind" | field '*(each["id"] for each in a["'$kind'"] if each.get("kind") != "image")'); do
@@ -102,7 +108,7 @@ if [[ -n $more ]]; then
 	printf 'the daemon holds more than before the tests:\n%s\n' "$more"
 	status=1
 fi
-kill -TERM "$daemon"
+kill -TERM "$daemon" || true
 if ! wait "$daemon"; then
 	printf 'the daemon did not stop well; it said:\n%s\n' "$(cat "$work/log")"
 	status=1

@@ -12,8 +12,10 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/spore-docs-XXXXXX")
 # As a reader has it, who has `spore` in PATH and spore-vm beside it.
 export PATH=$binaries:$PATH SPORE_DATA=$work/data PYTHONDONTWRITEBYTECODE=1
 unset SPORE_VM SPORE_SOCKET
-daemons=()
+daemons=() doing=
 finish() {
+	[[ -z $doing ]] || kill -TERM "$doing" 2>/dev/null || true
+	[[ -z $doing ]] || wait "$doing" || true
 	stop || true
 	# Sandboxes outlive the daemon, and a tutorial that failed has deleted none.
 	for data in "$work"/data "$work"/other; do
@@ -25,6 +27,8 @@ finish() {
 	rm -rf --one-file-system "$work"
 }
 trap finish EXIT
+# Not only when what it waits for has ended.
+trap 'exit 143' TERM
 
 # A daemon's socket is there when it can be talked to; what comes next says so if it is not.
 serve() { # socket, options
@@ -43,9 +47,16 @@ stop() {
 	return "$status"
 }
 
+docs() {
+	python3 "$scripts/docs_test.py" "$@" &
+	doing=$!
+	wait "$doing"
+	doing=
+}
+
 mkdir "$work/t"
 cd "$work/t"
-python3 "$scripts/docs_test.py" tutorial
+docs tutorial
 
 # Two hosts: another one that has the image, and more memory to give, but its one sandbox already.
 spore image show tools >/dev/null
@@ -53,7 +64,7 @@ cp -a "$SPORE_DATA" "$work/other"
 serve "$work/a" --overcommit 1
 SPORE_DATA=$work/other serve "$work/b" --overcommit 4 --max-sandboxes 1
 spore create tools --socket "$work/b" >/dev/null
-python3 "$scripts/docs_test.py" scheduler "$work/a" "$work/b"
+docs scheduler "$work/a" "$work/b"
 spore rm --all --socket "$work/b" >/dev/null
 stop
 if compgen -G "$work/*/run/vm-*"; then

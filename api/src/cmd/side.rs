@@ -50,5 +50,5 @@ fn serves(daemon: &Daemon, dir: &Path) -> Result<bool, Failure> {
     let host: Value = daemon.client.get("/v1/host")?.value()?;
     // One that is not there, or that we may not look for, has no other path that we know.
     let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-    Ok(dir.to_str().is_some_and(|dir| host["dataDir"] == dir))
+    Ok(host["dataDir"] == *dir.to_string_lossy())
 }

@@ -101,7 +101,7 @@ impl Finalize<'_> {
             },
             annotations: annotations(&status, self.annotations.clone()),
         };
-        let id = guest.checkpoint(store, plan)?;
+        let (id, _) = guest.checkpoint_timed(store, plan, self.cancel)?;
         let memory_bytes = store.manifest(&id)?.memory.data_bytes;
         observer.event(BuildEvent::Checkpointed {
             took: started.elapsed(),

@@ -232,6 +232,8 @@ pub fn variant(
     if let Some(checkpoint) = find(host, id, variant, &kernel)? {
         return Ok(checkpoint);
     }
+    // It may have waited long.
+    cancel.check().map_err(|_| BuildError::Cancelled)?;
     let _hold = host.store().hold()?;
     let content = image.content_hash.parse().map_err(BuildError::internal)?;
     let phase = Finalize {

@@ -215,8 +215,14 @@ impl Builds {
         builds.iter().for_each(|build| build.cancel());
     }
 
-    /// The build of this key that runs and is not being cancelled, followed; or a new one, and whether it is.
-    fn join_or_begin(&self, key: String, name: Option<String>) -> Result<(Follower, bool)> {
+    /// The build of this key that runs and is not being cancelled, followed; or a new one if there may be, and whether it
+    /// is.
+    fn join_or_begin(
+        &self,
+        key: String,
+        name: Option<String>,
+        may_begin: impl FnOnce() -> Result<()>,
+    ) -> Result<(Follower, bool)> {
         let mut inner = self.lock();
         inner.builds.retain(|_, build| {
             let log = build.log();
@@ -229,6 +235,7 @@ impl Builds {
         if let Some(build) = same {
             return Ok((build.follow(), false));
         }
+        may_begin()?;
         if inner.running() >= self.most as usize {
             let message = format!("{} builds run already on this host; try again", self.most);
             return Err(Error::new(ErrorCode::Busy, message));
@@ -282,7 +289,6 @@ impl Engine {
     /// # Errors
     /// What is wrong with the manifest, `busy`, `draining`, `insufficient_capacity`.
     pub fn build(self: &Arc<Self>, request: &BuildRequest) -> Result<Follower> {
-        self.must_take_work()?;
         let limits = Limits {
             host_memory: HostMemory::read().map_err(Error::internal)?,
         };
@@ -308,7 +314,7 @@ impl Engine {
 
         let key = serde_json::to_string(request).map_err(Error::internal)?;
         let name = manifest.name().map(|name| name.as_str().to_owned());
-        let (follower, new) = self.builds.join_or_begin(key, name)?;
+        let (follower, new) = self.builds.join_or_begin(key, name, || self.must_take_work())?;
         if !new {
             return Ok(follower);
         }
@@ -345,6 +351,7 @@ impl Engine {
                 begun: Vec::new(),
             };
             let built = spore_builder::build(&engine.host, &manifest, &options, &mut teller);
+            teller.say_first(teller.begun.len());
             let result = built.map(|built| show(&built.image)).map_err(Error::from);
             // Who hears of the end may use the memory.
             drop(promise);

@@ -178,6 +178,7 @@ impl Engine {
         annotations: BTreeMap<String, String>,
         cancel: &Cancel,
     ) -> Result<CheckpointId> {
+        self.must_have_memory()?;
         let _promise = self.ledger.promise_build(floor_mb)?;
         let store = self.host.store();
         let (layers, _hold) = {

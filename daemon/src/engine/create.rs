@@ -297,7 +297,10 @@ impl Engine {
             Some((exec, killer)) => {
                 let _watched = cancel.watch(killer).map_err(GuestError::from)?;
                 let mut cut = None;
-                Some(exec.run(&sandbox, |given| cut = Some(given))?)
+                let result = exec.run(&sandbox, |given| cut = Some(given));
+                // That it was ended on purpose is the better reason.
+                cancel.check().map_err(GuestError::from)?;
+                Some(result?)
             }
             None => None,
         };

@@ -211,7 +211,7 @@ impl Engine {
         Ok(())
     }
 
-    /// A sandbox is no more, or is to be no more: its VM is ended at once and taken apart off the path.
+    /// A sandbox is no more, or is to be no more: its VM is ended when what it used was read, and taken apart off the path.
     pub fn end(self: &Arc<Self>, sandbox: &Arc<Sandbox>, cause: &str) {
         if !sandbox.note_end(cause) {
             return;

@@ -146,9 +146,12 @@ impl Engine {
             let ask = move || {
                 let _squeezing = squeezing;
                 // One that is paused, or busy dying, has nothing to give.
-                if let Ok((mut agent, _cut)) = super::agent::visit(&sandbox, Some(SQUEEZED)) {
-                    // Not tidied up besides: what is moved in a guest is no longer shared with its siblings.
-                    let _ = agent.drop_caches();
+                let visit = || super::agent::visit(&sandbox, Some(SQUEEZED));
+                // Not tidied up besides: what is moved in a guest is no longer shared with its siblings.
+                let dropped = visit().is_ok_and(|(mut agent, _cut)| agent.drop_caches().is_ok());
+                // The agents of older images know only both.
+                if !dropped && let Ok((mut agent, _cut)) = visit() {
+                    let _ = agent.settle();
                 }
             };
             if let Err(error) = std::thread::Builder::new().spawn(ask) {

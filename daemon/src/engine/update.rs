@@ -35,7 +35,12 @@ impl Engine {
         };
         let _use = sandbox.activity().begin();
         if let Some(memory_mb) = update.memory_mb {
-            self.resize(&sandbox, memory_mb, cancel)?;
+            let resized = self.resize(&sandbox, memory_mb, cancel);
+            // It may have come a part of the way.
+            if resized.is_err() && sandbox.must_run().is_ok() {
+                self.write_down(&sandbox);
+            }
+            resized?;
         }
         let mut changing = sandbox.changing();
         if let Some(metadata) = &update.metadata {
@@ -57,6 +62,7 @@ impl Engine {
         let wanted = asked_mb.max(sandbox.fixed.floor_mb);
         let mut work = sandbox.work();
         sandbox.must_run()?;
+        cancel.check().map_err(GuestError::from)?;
         let held = work.held()?;
         let before = held.promise.memory_mb();
         // Promised before it is given, and taken back only after it came back.

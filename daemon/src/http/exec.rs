@@ -183,26 +183,32 @@ fn interact(
     asked.stdin = StdinMode::Piped;
     let (mut agent, cut) = connect(sandbox)?;
     begun(cut);
-    let (started, overdue) = (Instant::now(), Overdue::of(&asked));
+    let (started, mut overdue) = (Instant::now(), Overdue::of(&asked));
+    overdue.arm(agent.stream())?;
     agent
         .start_exec(&asked)
-        .map_err(|error| explain(sandbox, error))?;
+        .map_err(|error| overdue.explain(explain(sandbox, error)))?;
     let stream = agent.stream().try_clone().map_err(Error::internal)?;
     let fed = feed.clone();
     let writing = std::thread::Builder::new()
         .name("exec-input".into())
         .spawn(move || fed.send_all(stream));
     writing.map_err(Error::internal)?;
-    let late = |error| overdue.explain(explain(sandbox, error));
     loop {
         overdue
             .arm(agent.stream())
             .map_err(|error| overdue.explain(error.into()))?;
-        match agent.next_event().map_err(late)? {
+        let event = agent
+            .next_event()
+            .map_err(|error| overdue.explain(explain(sandbox, error)))?;
+        match event {
             ExecEvent::Output(stream, bytes) => {
                 let mut message = vec![if stream == OutputStream::Stdout { 1 } else { 2 }];
                 message.extend_from_slice(bytes);
-                if said.blocking_send(Message::Binary(message.into())).is_err() {
+                let begun = Instant::now();
+                let sent = said.blocking_send(Message::Binary(message.into()));
+                overdue.pass_over(begun.elapsed());
+                if sent.is_err() {
                     return Err(Error::new(
                         spore_types::ErrorCode::Cancelled,
                         "the client has gone",

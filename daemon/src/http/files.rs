@@ -147,7 +147,10 @@ pub async fn write(
     let (mode, sandbox) = match checked {
         Ok(checked) => checked,
         Err(error) => {
-            pass_over(&mut request.into_body().into_data_stream()).await;
+            // Who asks first need not send it.
+            if !request.headers().contains_key(header::EXPECT) {
+                pass_over(&mut request.into_body().into_data_stream()).await;
+            }
             return Err(error);
         }
     };

@@ -55,11 +55,13 @@ pub async fn create(State(engine): State<Shared>, Body(request): Body<CreateSand
     // For a command's time.
     let slot = engine.clone();
     let _slot = if command { Some(slot.exec_slot()?) } else { None };
+    // What runs or may boot or grow is waited for elsewhere: here nobody would hear that the client hangs up.
+    let long =
+        many || command || request.memory_mb.is_some() || request.disk_mb.is_some() || request.cpus.is_some();
     let (making, hang_up) = (engine.clone(), HangUp::default());
     let cancel = hang_up.cancel();
     let making = move || making.create(&request, &cancel);
-    // A command may take as long as it likes, and so may many.
-    let made = match command || many {
+    let made = match long {
         true => blocking(making).await?,
         false => promptly(making).await?,
     };

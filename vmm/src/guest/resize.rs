@@ -104,6 +104,7 @@ impl Guest {
         total_mb: u32,
         cancel: &Cancel,
     ) -> Result<Granted, GuestError> {
+        cancel.check()?;
         let started = Instant::now();
         let before = self.vm.stats()?;
         let report = agent.memory(false)?;
@@ -187,7 +188,7 @@ impl Guest {
             std::thread::sleep(LOOK);
             let now = self.vm.stats()?.plugged_bytes;
             if now == plugged || begun.elapsed() >= STAY {
-                return Ok(now);
+                return Ok(now.max(plugged));
             }
             plugged = now;
         }

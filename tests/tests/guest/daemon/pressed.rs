@@ -1,5 +1,6 @@
 //! A daemon whose host has too little memory, as far as it is told: its kernel's words are ours.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -24,8 +25,10 @@ const CACHED_MB: u64 = 48;
 const GIVEN_UP: Duration = Duration::from_secs(120);
 
 pub fn what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_over() {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED: mounting something takes root here");
+    if !rustix::process::geteuid().is_root() || !Path::new("/proc/pressure/memory").exists() {
+        println!(
+            "SKIPPED: mounting something over what the kernel says of memory takes root, and that it says it"
+        );
         return;
     }
     let copy = image().copy();
@@ -62,7 +65,7 @@ pub fn what_can_be_is_given_back_in_order_and_then_work_is_refused_until_it_is_o
         left::soon("it is dropped", LIMIT, || host()[kept] == 0);
     }
     left::soon("the guest has given up what it keeps", GIVEN_UP, || {
-        unique() + (CACHED_MB << 19) < before
+        unique() + (CACHED_MB << 18) < before
     });
     assert_eq!(events.next_of("memoryShort")["refusing"], true);
 
