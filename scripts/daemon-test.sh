@@ -37,7 +37,18 @@ await_socket() {
 
 # The interface of a daemon that has nothing: calls are answered at once, and there can be many of them. It needs no
 # image, so that one is built meanwhile.
-"$binaries/spore" --data "$work/empty" serve --socket "$work/e" 2>"$work/empty.log" &
+# It is started as systemd does that for its socket unit (sd_listen_fds(3)): with a socket that is there already.
+python3 -c '
+import os, socket, sys
+path, *command = sys.argv[1:]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+listener.listen()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(command[0], command)
+' "$work/e" "$binaries/spore" --data "$work/empty" serve --socket "$work/not-used" 2>"$work/empty.log" &
 empty=$!
 printf '%s' '{"base":"busybox","name":"tiny","builderMemoryMB":512,"runtimeMemoryMB":512,"steps":[]}' >"$work/tiny.json"
 "$binaries/spore" build --network none "$work/tiny.json" >"$work/build.log" 2>&1 &
@@ -48,6 +59,11 @@ SPORE_SOCKET=$work/e scripts/api-fuzz.sh || status=1
 kill -TERM "$empty" || true
 wait "$empty" || { status=1; cat "$work/empty.log"; }
 empty=
+# Who made it has it for the next.
+if [[ ! -S $work/e || -e $work/not-used ]]; then
+	printf 'the daemon did not keep to the socket it was given\n'
+	status=1
+fi
 build_status=0
 wait "$build" || build_status=$?
 build=

@@ -115,11 +115,8 @@ fn clear(path: &Path) -> Result<(), ServeError> {
     }
 }
 
-/// The socket: systemd's, if it gave us one, or a new one at `path`, mode 0660.
+/// A new socket at `path`, mode 0660.
 fn listen(path: &Path) -> Result<StdListener, ServeError> {
-    if let Some(given) = given_by_systemd() {
-        return Ok(given);
-    }
     let length = path.as_os_str().len();
     if length > MAX_SOCKET_PATH {
         return Err(ServeError::PathTooLong {
@@ -138,12 +135,13 @@ fn listen(path: &Path) -> Result<StdListener, ServeError> {
     bound.map_err(io(format!("listening at {}", path.display())))
 }
 
+/// The socket that systemd made and keeps, if it started us with one (sd_listen_fds(3)).
 fn given_by_systemd() -> Option<StdListener> {
     // Anything that is no listening Unix socket is not what was meant.
     listenfd::ListenFd::from_env().take_unix_listener(0).ok()?
 }
 
-/// Removes the socket when the daemon goes.
+/// Removes the socket when the daemon goes, if it is its own.
 struct Bound<'a>(&'a Path, bool);
 
 impl Drop for Bound<'_> {
@@ -162,9 +160,11 @@ impl Drop for Bound<'_> {
 pub fn serve(config: Config, ready: impl FnOnce()) -> Result<(), ServeError> {
     let _data = lock(&config.data)?;
     let path = config.socket.clone();
-    let activated = std::env::var_os("LISTEN_FDS").is_some();
-    let listener = listen(&path)?;
-    let _bound = Bound(&path, !activated);
+    let (listener, ours) = match given_by_systemd() {
+        Some(given) => (given, false),
+        None => (listen(&path)?, true),
+    };
+    let _bound = Bound(&path, ours);
     let stalled = config.limits.stalled;
     let engine = Arc::new(Engine::open(config)?);
     let keeper = Keeper::start(engine.clone()).map_err(io("starting a thread"))?;
