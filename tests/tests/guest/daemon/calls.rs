@@ -240,6 +240,17 @@ pub fn many_are_made_at_once_and_forked_and_checkpointed() {
         assert_eq!(daemon.sh(fork, "cat /run/word; echo $N"), "mine\n1");
     }
 
+    // One with more memory than its parent has.
+    let larger = json!({"memoryMB": FLOOR_MB + 128});
+    let forked = http
+        .json(&format!("POST /v1/sandboxes/{}/fork", id(parent)), &larger)
+        .expect(201);
+    let larger = &forked["sandboxes"][0];
+    assert_eq!(larger["memory"]["grantedMB"], FLOOR_MB + 128);
+    assert_eq!(daemon.sh(larger, "cat /run/word"), "mine");
+    http.call(&format!("DELETE /v1/sandboxes/{}", id(larger)))
+        .expect(204);
+
     // A checkpoint as it runs, by name.
     let here = format!("POST /v1/sandboxes/{}/checkpoints", id(parent));
     let checkpoint = http.json(&here, &json!({"name": "before"})).expect(201);

@@ -201,8 +201,21 @@ pub fn a_host_promises_no_more_than_it_may() {
 
     http.json("POST /v1/host/drain", &json!({"draining": true}))
         .expect(200);
-    let refused = http.json("POST /v1/sandboxes", &json!({"image": NAME}));
-    assert_eq!(refused.error(), (503, "draining".into()));
+    let build = json!({"base": "busybox", "steps": [], "builderMemoryMB": 512, "runtimeMemoryMB": 512});
+    for (call, body) in [
+        ("POST /v1/sandboxes".to_owned(), json!({"image": NAME})),
+        (
+            format!("POST /v1/sandboxes/{}/fork", one["id"].as_str().unwrap()),
+            json!({}),
+        ),
+        ("POST /v1/images".to_owned(), json!({"manifest": build})),
+    ] {
+        assert_eq!(
+            http.json(&call, &body).error(),
+            (503, "draining".into()),
+            "{call}"
+        );
+    }
     assert_eq!(daemon.sh(&one, "echo on"), "on");
     let host = http
         .json("POST /v1/host/drain", &json!({"draining": false}))
