@@ -112,7 +112,7 @@ pub enum Request {
         path: String,
     },
     /// Give up what is kept in memory only because it was read or written once: sync, drop caches. What is in use stays
-    /// where it is, and so shared with other forks. Later than the others: an agent of an older image hangs up.
+    /// where it is, and so shared with other forks.
     DropCaches,
 }
 
