@@ -373,11 +373,11 @@ class BuildMessage:
 class Event:
     """What happened on the host. Which fields there are goes by `type`.
 
-    `started`: adopted · `sandboxCreated`: sandbox · `sandboxResized`: sandbox, granted_mb · `sandboxEnded`:
-    sandbox, cause, usage · `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image, or error and cause ·
-    `templateLost`: checkpoint, cause ·
-    `checkpointCreated`, `checkpointDeleted`: checkpoint · `imageDeleted`: image · `draining`: draining ·
-    `memoryPressure`: dropped · `memoryShort`: refusing · `missed`: count, events that are missing here. There may be new types.
+    `started`: adopted · `sandboxCreated`: sandbox · `sandboxResized`: sandbox, granted_mb · `sandboxEnded`: sandbox,
+    cause, usage · `sandboxLost`: sandbox, cause · `buildStarted`: build · `buildEnded`: build, and image, or error and
+    cause · `templateLost`: checkpoint, cause · `checkpointCreated`, `checkpointDeleted`: checkpoint ·
+    `imageDeleted`: image · `draining`: draining · `memoryPressure`: dropped · `memoryShort`: refusing ·
+    `missed`: count, events that are missing here. There may be new types.
     """
 
     #: Rises by one from event to event; to resume by.
