@@ -477,12 +477,11 @@ class Handler(BaseHTTPRequestHandler):
     # The host.
 
     def get_host(self, request: Request) -> None:
-        numbers = ("cpus", "diskTotalBytes", "diskFreeBytes", "sandboxes", "maxSandboxes", "builds", "templates")
-        numbers += ("maxBuilds", "execs", "maxExecs")
+        numbers = ("cpus", "diskTotalBytes", "diskFreeBytes", "sandboxes", "maxSandboxes", "builds", "maxBuilds")
         self.send(
             200,
             {
-                **dict.fromkeys((*numbers, "shells", "startedAt"), 1),
+                **dict.fromkeys((*numbers, "execs", "maxExecs", "templates", "shells", "startedAt"), 1),
                 "draining": self.daemon.draining,
                 "memory": {**dict.fromkeys(STRUCTS["Capacity"], 9000), "overcommit": 1},
                 "load": [0.5, 1, 2.0],
