@@ -7,6 +7,7 @@ use spore_network::NetworkError;
 use spore_protocol::ClientError;
 use spore_snapshot::store::StoreError;
 use spore_types::{ErrorBody, ErrorCode};
+use spore_vmm::cancel::Cancelled;
 use spore_vmm::guest::{DiskError, GuestError, ResizeError};
 use spore_vmm::process::VmError;
 
@@ -161,6 +162,12 @@ impl From<BuildError> for Error {
             BuildError::Guest(error) if code == ErrorCode::Internal => error.into(),
             _ => body,
         }
+    }
+}
+
+impl From<Cancelled> for Error {
+    fn from(cancelled: Cancelled) -> Self {
+        GuestError::from(cancelled).into()
     }
 }
 

@@ -8,7 +8,7 @@ use spore_snapshot::checkpoint::{CheckpointKind, KernelRecord, Manifest};
 use spore_snapshot::store::Keep;
 use spore_types::{Checkpoint, CheckpointRequest, ErrorCode, EventKind};
 use spore_vmm::cancel::Cancel;
-use spore_vmm::guest::{CheckpointPlan, GuestError};
+use spore_vmm::guest::CheckpointPlan;
 
 use super::Engine;
 use super::create::AGENT;
@@ -135,7 +135,7 @@ impl Engine {
         if let Err(cancelled) = cancel.check() {
             self.host.store().delete_checkpoint(&id)?;
             self.collect();
-            return Err(GuestError::from(cancelled).into());
+            return Err(cancelled.into());
         }
         self.events.tell(EventKind::CheckpointCreated {
             checkpoint: id.to_string(),

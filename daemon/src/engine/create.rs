@@ -299,7 +299,7 @@ impl Engine {
                 let mut cut = None;
                 let result = exec.run(&sandbox, |given| cut = Some(given));
                 // That it was ended on purpose is the better reason.
-                cancel.check().map_err(GuestError::from)?;
+                cancel.check()?;
                 Some(result?)
             }
             None => None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use spore_builder::Plugged;
 use spore_types::{ForkRequest, Origin, SandboxState};
 use spore_vmm::cancel::Cancel;
-use spore_vmm::guest::{Guest, GuestError, Someone};
+use spore_vmm::guest::{Guest, Someone};
 use spore_vmm::machine::Identity;
 
 use super::cgroup::Share;
@@ -98,7 +98,7 @@ impl Engine {
                 memory_mb: wanted_mb.max(has_mb),
                 cpus: parent.fixed.cpus,
             };
-            cancel.check().map_err(GuestError::from)?;
+            cancel.check()?;
             self.welcome(&guest, Origin::LiveFork, share, parent.fixed.floor_mb);
             if wanted_mb != has_mb {
                 let mut agent = guest.agent(AGENT)?;

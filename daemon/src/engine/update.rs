@@ -62,7 +62,7 @@ impl Engine {
         let wanted = asked_mb.max(sandbox.fixed.floor_mb);
         let mut work = sandbox.work();
         sandbox.must_run()?;
-        cancel.check().map_err(GuestError::from)?;
+        cancel.check()?;
         let held = work.held()?;
         let before = held.promise.memory_mb();
         // Promised before it is given, and taken back only after it came back.
